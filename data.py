@@ -1,0 +1,167 @@
+"""Problem sets and prompts: a row of a data set becomes a query, a query becomes token ids.
+
+    python data.py --data tiny-math                  # print a few queries: prompt and gold answer
+    python data.py --data my_problems.jsonl.gz       # the same for a file of your own, in either schema
+
+Four sets have names: `tiny-gsm` and `tiny-math` lie in tiny/, `gsm8k` and `math` come from the Hugging Face hub
+(`pip install datasets`). Anything else is a path: a `.jsonl` or `.jsonl.gz` file whose rows have GSM8K's columns
+(`question`, `answer` ending in "#### 42") or MATH's (`problem`, `solution` holding "\\boxed{42}", `level`), or a
+folder with a train and a test file.
+
+Left out, with reason: few-shot prompts and system prompts (the paper uses none); other schemas (convert the file:
+two columns are quickly written).
+"""
+
+import argparse
+import gzip
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from reward import extract_answer
+
+TINY = Path(__file__).parent / "tiny"
+HUB = {  # name -> (repository, configuration)
+    "gsm8k": ("openai/gsm8k", "main"),
+    "math": ("DigitalLearningGmbH/MATH-lighteval", "default"),
+}
+# What the paper's scripts append to each question (arXiv:2601.22532, the authors' data files).
+INSTRUCTION = {
+    "####": ' Let\'s think step by step and output the final answer after "####".',
+    "boxed": r" Let's think step by step and output the final answer within \boxed{}.",
+}
+
+
+class Query(NamedTuple):
+    prompt: str  # the user's turn: the question and the instruction
+    gold: str  # the reference answer: what stands after #### or inside \boxed{}
+    form: str  # the format the prompt asks for, "####" or "boxed"
+    level: int | None  # difficulty from 1 to 5, None where the set gives none
+
+
+def load(data, split):
+    """All queries of a problem set, in the order of its rows.
+
+    data: a name or a path, as this file's docstring says; split: "train" or "test".
+    A file is its own train split; its test split is the file named alike with "test" for "train", if there is one.
+    Rows without an answer are dropped, and said aloud. Raises ValueError, in one sentence, for anything unusable.
+    """
+    if data in HUB:
+        where, rows = data, enumerate(hub_rows(data, split), 1)
+    else:
+        where = find_file(data, split)
+        rows = read_rows(where)
+    queries, without_answer = [], []
+    for number, row in rows:
+        query = to_query(row, f"{where}, line {number}")
+        if query.gold:
+            queries.append(query)
+        else:
+            without_answer.append(number)
+    if without_answer:
+        lines = ", ".join(map(str, without_answer[:5])) + (", ..." if len(without_answer) > 5 else "")
+        print(f"{where}: dropped {len(without_answer)} rows that have no answer (line {lines})", file=sys.stderr)
+    if not queries:
+        raise ValueError(f"{where} holds no usable row")
+    return queries
+
+
+def find_file(data, split):
+    if data in ("tiny-gsm", "tiny-math"):
+        return TINY / f"{data[5:]}_{split}.jsonl"
+    path = Path(data)
+    if path.is_dir():
+        for file in sorted(path.glob(f"*{split}*.jsonl*")):
+            return file
+        raise ValueError(f"{path} holds no file named *{split}*.jsonl or *{split}*.jsonl.gz")
+    if not path.exists():
+        raise ValueError(f"--data {data}: neither one of tiny-gsm, tiny-math, gsm8k, math nor a file or folder")
+    if split == "test":
+        other = path.with_name(path.name.replace("train", "test"))
+        if other == path or not other.exists():
+            raise ValueError(f"{path} has no test set beside it (a file of the same name with test for train)")
+        return other
+    return path
+
+
+def read_rows(path):
+    """Yield (line number from 1, row) of a .jsonl or .jsonl.gz file."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
+
+
+def hub_rows(name, split):
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"--data {name} comes from the hub: pip install datasets, or give the path of a "
+                         ".jsonl file that you have") from None
+    repository, configuration = HUB[name]
+    try:
+        return datasets.load_dataset(repository, configuration, split=split)
+    except Exception as error:  # the hub's client raises a dozen kinds: offline, not found, a proxy, a full disk
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"--data {name}: cannot get {repository} from the hub ({reason})") from None
+
+
+def to_query(row, where):
+    """One row in either schema as a Query; its gold is empty when the row has no answer."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+    if "question" in row and "answer" in row:
+        text, solution, form = row["question"], row["answer"], "####"
+    elif "problem" in row and "solution" in row:
+        text, solution, form = row["problem"], row["solution"], "boxed"
+    else:
+        raise ValueError(f"{where}: needs the columns question and answer, or problem and solution; "
+                         f"has {', '.join(map(str, row)) or 'none'}")
+    if not isinstance(text, str) or not isinstance(solution, str):
+        raise ValueError(f"{where}: the question and its answer must be text")
+    if not text.strip():
+        raise ValueError(f"{where}: the question is empty")
+    if form == "####":
+        gold = solution.rsplit("####", 1)[1].strip() if "####" in solution else ""
+    else:
+        gold = extract_answer(solution, "boxed") or ""
+    level = re.search(r"[1-5]", str(row.get("level", "")))
+    return Query(text + INSTRUCTION[form], gold, form, int(level[0]) if level else None)
+
+
+def encode(tokenizer, queries):
+    """Token ids of each query's prompt, list[list[int]]: one user turn through the tokenizer's chat template.
+
+    The template writes the beginning-of-sequence token itself where the model wants one, so the tokenizer must not
+    add a second. A tokenizer without a template (a plain base model's) gets the text alone, with its own specials.
+    """
+    if not tokenizer.chat_template:
+        return [tokenizer(query.prompt)["input_ids"] for query in queries]
+    texts = [tokenizer.apply_chat_template([{"role": "user", "content": query.prompt}], tokenize=False,
+                                           add_generation_prompt=True) for query in queries]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Print a few queries of a problem set.")
+    parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    parser.add_argument("--split", default="train", choices=["train", "test"])
+    parser.add_argument("--count", type=int, default=5, help="how many to print")
+    args = parser.parse_args()
+    try:
+        queries = load(args.data, args.split)
+    except (ValueError, OSError) as error:
+        sys.exit(f"data.py: {error}")
+    for query in random.Random(0).sample(queries, min(args.count, len(queries))):
+        print(f"level {query.level}\n{query.prompt}\ngold: {query.gold}\n")
+    print(f"{len(queries)} queries in {args.data}, {args.split}")

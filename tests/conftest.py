@@ -1,0 +1,61 @@
+"""What several tests share: small checkpoints in the hub's format, and the folder of real data."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tiny")]
+torch.set_num_threads(1)
+
+ARCHITECTURES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A function: the folder of a random model of an architecture, with the tiny tokenizer, as the hub holds them."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            config, model = ARCHITECTURES[name]
+            folder = tmp_path_factory.mktemp(name)
+            tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / name)
+            torch.manual_seed(0)
+            made_model = model(config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
+                                      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                      initializer_range=0.2, attention_dropout=0.5, bos_token_id=None,
+                                      eos_token_id=tokenizer.eos_token_id))
+            made_model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+            made_model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[name] = folder
+        return str(made[name])
+
+    return make
+
+
+@pytest.fixture
+def real_data():
+    """The folder with GSM8K's files: RFT_DATA, else ../shared/data beside the repository."""
+    folder = Path(os.environ.get("RFT_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set RFT_DATA to the folder with gsm8k_train.jsonl.gz")
+    return folder
