@@ -190,6 +190,8 @@ def load(name, device=None):
     """
     path = str(TINY / name[5:]) if name in ("tiny-qwen2", "tiny-llama", "tiny-olmo2") else name
     try:
+        if "/" not in path and not Path(path).exists():  # not worth asking the hub, whose models are owner/name
+            raise ValueError("no such folder")
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:

@@ -4,9 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from transformers import (
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for the hub; read when transformers is imported
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,

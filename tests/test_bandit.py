@@ -288,7 +288,7 @@ def test_every_completion_token_counts_once_and_no_padding(model):
     got = bandit.completion_logprobs(model, PROMPTS, COMPLETIONS)
     expected = torch.cat([plain_logprobs(model, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
     assert got.shape == (12,)  # 2 + 5 + 3 + 2, four end-of-sequence tokens less the one that was cut
-    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(got.double(), expected, atol=1e-5)
 
 
 def test_update_is_the_policy_gradient(model):
@@ -354,7 +354,7 @@ def test_parts_cover_all_rows_within_the_budget():
 def test_reward_rises_on_a_micro_problem(checkpoint):
     """Even first tokens are right: the whole chain, sampling to step, within seconds."""
     model = rollout.load(checkpoint("llama"), "cpu")[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     shares = []
     for step in range(40):
         rollouts = rollout.sample(model, PROMPTS, 8, max_new_tokens=2, end_ids={END}, seed=step)

