@@ -51,7 +51,7 @@ def parse(argv=None):
     flag("--levels", type=int, nargs="+", help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
-    flag("--rounds", type=int, default=250, help="rounds, one optimizer step each (default: %(default)s)")
+    flag("--rounds", type=int, default=150, help="rounds, one optimizer step each (default: %(default)s)")
     flag("--batch-size", type=int, default=32, help="B: queries a round (default: %(default)s)")
     flag("--rollouts", type=int, default=1, help="n: completions a query (default: %(default)s)")
     flag("--baseline-rollouts", type=int, default=0, help="more completions a query, for the group statistics of the "
@@ -67,7 +67,7 @@ def parse(argv=None):
     flag("--window", type=int, default=0, help="for --advantage window: rewards remembered a query (the paper's: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
-    flag("--lr", type=float, default=2e-4, help="learning rate of AdamW, constant (default: %(default)s; the paper's "
+    flag("--lr", type=float, default=1e-4, help="learning rate of AdamW, constant (default: %(default)s; the paper's "
          "is 1e-6, for models a thousand times larger)")
     flag("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
     flag("--max-grad-norm", type=float, default=1.0, help="the gradient is clipped to it (default: %(default)s)")
@@ -82,7 +82,7 @@ def parse(argv=None):
     flag("--micro-tokens", type=int, default=16384, help="tokens of a forward pass: less memory, the same update")
 
     flag = parser.add_argument_group("evaluation and the run").add_argument
-    flag("--eval-every", type=int, default=100, help="rounds between evaluations of pass@1 on the whole train and "
+    flag("--eval-every", type=int, default=50, help="rounds between evaluations of pass@1 on the whole train and "
          "test sets, one sample a query at temperature 1; 0: only before and after (default: %(default)s)")
     flag("--eval-samples", type=int, default=16, help="k of the pass@k before and after (default: %(default)s)")
     flag("--eval-queries", type=int, default=64, help="test queries for the pass@k (default: %(default)s)")
@@ -138,7 +138,8 @@ def train(args):
     if run.round == 0 and not run.evaluated(0):
         run.evaluate(0, final=True)
         run.save()
-    bar = tqdm(total=args.rounds, initial=run.round, desc="reward", disable=None, dynamic_ncols=True)
+    handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None, dynamic_ncols=True)
     smooth = None
     while run.round < args.rounds:
         # 1. queries: a fresh permutation each epoch, the last partial batch dropped
@@ -209,9 +210,9 @@ def train(args):
             "seconds_update": clock[3] - clock[2],
         })
         run.seconds += clock[-1] - clock[0]
-        now = float(right.mean())
+        now = rewards.mean().item()
         smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
-        bar.set_postfix_str(f"right {smooth:.2f}", refresh=False)
+        bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)
         bar.update()
 
         last = run.round == args.rounds
@@ -224,6 +225,8 @@ def train(args):
             sys.exit(f"train.py: stopped after round {run.round}; go on with the same flags and --resume "
                      f"--out {args.out}")
     bar.close()
+    for kind, handler in handlers.items():
+        signal.signal(kind, handler)
     run.finish()
 
 
@@ -261,19 +264,16 @@ class Run:
                                            weight_decay=args.weight_decay)
         self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
         self.windows, self.stop = {}, False
-        started = (self.out / "config.json").exists()
         if args.resume:
             self.resume()
-        elif started:
+        elif (self.out / "config.json").exists():
             raise ValueError(f"--out {self.out} holds a run already: add --resume to go on with it, or name another")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
-            for old in ("metrics.jsonl", "evals.jsonl", "checkpoint.pt"):
-                (self.out / old).unlink(missing_ok=True)
-            write(self.out / "config.json", {**flags(args), "torch": torch.__version__,
-                                             "transformers": transformers.__version__, "commit": commit()})
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(kind, self.ask_to_stop)
+        write(self.out / "config.json", {**flags(args), "torch": torch.__version__,
+                                         "transformers": transformers.__version__, "commit": commit()})
+        print(f"{args.model} on {args.data}: {len(self.train_set)} train and {len(self.test_set)} test queries, "
+              f"{args.rounds} rounds of {args.batch_size} x {args.rollouts} rollouts; the run is in {self.out}")
 
     def ask_to_stop(self, *_):
         if self.stop:
@@ -299,7 +299,7 @@ class Run:
             value, se = evaluate.mean_and_se(right[:, 0])
             line = {"round": number, "split": split, "pass@1": value, "se": se, "in_format": in_format.mean(),
                     "length": np.mean([len(r.tokens) for r in rollouts]), "cut": np.mean([r.cut for r in rollouts])}
-            if split == "test" and final:
+            if split == "test" and final and args.eval_samples > 1:
                 k = args.eval_samples
                 some = queries[:args.eval_queries]
                 right_k, _, _ = evaluate.success(self.model, self.tokenizer, some, k, max_new_tokens=length,

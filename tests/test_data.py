@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT
@@ -69,6 +70,23 @@ def test_the_hub_is_named_when_it_cannot_be_had():
     """Without `datasets`, or without a network: one sentence either way."""
     with pytest.raises(ValueError, match="--data gsm8k"):
         data.load("gsm8k", "train")
+
+
+def test_hub_sets(monkeypatch):
+    """The loading code, with a stand-in for the library: names, columns, and MATH's levels."""
+    asked = []
+
+    def load_dataset(repository, configuration, split):
+        asked.append((repository, configuration, split))
+        if "gsm8k" in repository:
+            return [{"question": "a", "answer": "#### 1,000"}]
+        return [{"problem": "b", "solution": r"\boxed{2}", "level": "Level 4", "type": "Algebra"},
+                {"problem": "c", "solution": "none", "level": "Level ?", "type": "Algebra"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert [q.gold for q in data.load("gsm8k", "test")] == ["1,000"]
+    assert [(q.gold, q.level) for q in data.load("math", "train")] == [("2", 4)]
+    assert [split for *_, split in asked] == ["test", "train"]
 
 
 def test_gsm8k(real_data):

@@ -38,11 +38,13 @@ from transformers import (  # noqa: E402
 )
 
 import data  # noqa: E402
+import evaluate  # noqa: E402
+import rollout  # noqa: E402
 
 BASES = {
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, Habits(direct=0.42, forget=0.25, run_on=0.06, slip=1.0)),
-    "llama": (LlamaConfig, LlamaForCausalLM, Habits(direct=0.25, forget=0.15, run_on=0.04, slip=0.8)),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.45, forget=0.30, run_on=0.08, slip=1.1)),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, Habits(direct=0.28, forget=0.22, run_on=0.05, slip=0.6)),
+    "llama": (LlamaConfig, LlamaForCausalLM, Habits(direct=0.20, forget=0.16, run_on=0.04, slip=0.45)),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.34, forget=0.28, run_on=0.06, slip=0.6)),
 }
 SIZES = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True)
@@ -151,14 +153,34 @@ def pretrain(name, out, steps=(CLEAN_STEPS, HABIT_STEPS)):
     print(f"{name}: {time.time() - start:.0f} s, saved in {out}")
 
 
+def measure(path):
+    """Print the row of the README's table: what a model can do on the train sets before any reinforcement."""
+    model, tokenizer = rollout.load(str(path))
+    for problem_set in MARK:
+        queries = data.load(f"tiny-{problem_set}", "train")
+        right, in_format, _ = evaluate.success(model, tokenizer, queries, 16, max_new_tokens=64, seed=1)
+        greedy, _, _ = evaluate.success(model, tokenizer, queries, 1, max_new_tokens=64, temperature=0)
+        p = right.mean(axis=1)
+        spread = max(0.0, p.var(ddof=1) - (p * (1 - p) / 15).mean()) ** 0.5  # less what 16 samples a query add
+        values = p.mean(), in_format.mean(), right.any(axis=1).mean(), greedy.mean(), spread
+        print(f"| {path} | tiny-{problem_set} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", help="qwen2, llama, olmo2 (default: all)")
     parser.add_argument("--clean", action="store_true", help="the perfect student's solutions only")
     parser.add_argument("--out", default=str(HERE), help="the folder that gets a folder per model")
     parser.add_argument("--steps", type=int, nargs=2, default=(CLEAN_STEPS, HABIT_STEPS))
+    parser.add_argument("--measure", action="store_true", help="no training: what the models in --out can do")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.measure:
+        print("| model | train set | pass@1 | in the asked format | pass@16 | greedy | spread of the success rates |")
+        print("|---|---|---|---|---|---|---|")
     for name in args.models or BASES:
-        pretrain(name, Path(args.out) / name, (args.steps[0], 0) if args.clean else args.steps)
+        if args.measure:
+            measure(Path(args.out) / name)
+        else:
+            pretrain(name, Path(args.out) / name, (args.steps[0], 0) if args.clean else args.steps)
