@@ -15,10 +15,7 @@ KL in the reward (the paper has neither), warm-up and learning-rate schedules (t
 """
 
 import argparse
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,8 +28,8 @@ from tqdm import tqdm
 import bandit
 import data
 import evaluate
-import report
 import rollout
+from run import Run, seed_of
 
 ROOT = Path(__file__).parent
 
@@ -228,191 +225,6 @@ def train(args):
     for kind, handler in handlers.items():
         signal.signal(kind, handler)
     run.finish()
-
-
-def seed_of(args, purpose, number=0):
-    """A seed for one purpose and round: nothing to store, nothing shared, whatever came before."""
-    return int(np.random.SeedSequence([args.seed, purpose, number]).generate_state(1)[0])
-
-
-# --- the run: its folder, its evaluations, its checkpoint ----------------------------------------------------------
-
-
-class Run:
-    """What a run holds beside the algorithm. Everything that changes is in checkpoint.pt; all random numbers derive
-    from the seed and the round, so a resumed run equals one that was never stopped."""
-
-    def __init__(self, args):
-        self.args, self.out = args, args.out
-        self.model, self.tokenizer = rollout.load(args.model)
-        self.ends = rollout.end_ids(self.model, self.tokenizer)
-        train_set = data.load(args.data, "train")
-        if args.levels:
-            train_set = [query for query in train_set if query.level in args.levels]
-            if not train_set:
-                raise ValueError(f"--levels {' '.join(map(str, args.levels))}: no query of {args.data} is of these")
-        if args.queries and args.queries > len(train_set):
-            raise ValueError(f"--queries {args.queries} is more than the {len(train_set)} queries there are")
-        if args.queries:
-            chosen = np.random.default_rng([args.seed, 0]).permutation(len(train_set))[:args.queries]
-            train_set = [train_set[i] for i in sorted(chosen)]
-        if args.batch_size > len(train_set):
-            raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train_set)} queries of the train "
-                             "set")
-        self.train_set, self.test_set = train_set, data.load(args.data, "test")
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.999),
-                                           weight_decay=args.weight_decay)
-        self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
-        self.windows, self.stop = {}, False
-        if args.resume:
-            self.resume()
-        elif (self.out / "config.json").exists():
-            raise ValueError(f"--out {self.out} holds a run already: add --resume to go on with it, or name another")
-        else:
-            self.out.mkdir(parents=True, exist_ok=True)
-        write(self.out / "config.json", {**flags(args), "torch": torch.__version__,
-                                         "transformers": transformers.__version__, "commit": commit()})
-        print(f"{args.model} on {args.data}: {len(self.train_set)} train and {len(self.test_set)} test queries, "
-              f"{args.rounds} rounds of {args.batch_size} x {args.rollouts} rollouts; the run is in {self.out}")
-
-    def ask_to_stop(self, *_):
-        if self.stop:
-            os._exit(1)  # asked twice: at once
-        self.stop = True
-        print("\nstopping after this round ...", file=sys.stderr)
-
-    def log(self, name, line):
-        with open(self.out / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def evaluated(self, number):
-        return any(line["round"] == number for line in report.read_lines(self.out / "evals.jsonl"))
-
-    def evaluate(self, number, final):
-        """Lines of evals.jsonl: pass@1 on train and test, one sample a query, temperature 1; pass@k if `final`."""
-        start, args = time.perf_counter(), self.args
-        length = args.max_new_tokens
-        for which, (split, queries) in enumerate((("train", self.train_set), ("test", self.test_set))):
-            right, in_format, rollouts = evaluate.success(
-                self.model, self.tokenizer, queries, 1, max_new_tokens=length, seed=seed_of(args, 3 + which, number),
-                progress=f"pass@1, {split}")
-            value, se = evaluate.mean_and_se(right[:, 0])
-            line = {"round": number, "split": split, "pass@1": value, "se": se, "in_format": in_format.mean(),
-                    "length": np.mean([len(r.tokens) for r in rollouts]), "cut": np.mean([r.cut for r in rollouts])}
-            if split == "test" and final and args.eval_samples > 1:
-                k = args.eval_samples
-                some = queries[:args.eval_queries]
-                right_k, _, _ = evaluate.success(self.model, self.tokenizer, some, k, max_new_tokens=length,
-                                                 seed=seed_of(args, 5, number), progress=f"pass@{k}, test")
-                line[f"pass@{k}"], line[f"pass@{k}_se"] = evaluate.mean_and_se(
-                    [evaluate.pass_at_k(k, int(c), k) for c in right_k.sum(axis=1)])
-            if split == "test":
-                line["kl"] = self.distance(queries[:64], rollouts[:64]) if number else 0.0
-            line["right"] = right[:, 0].astype(int).tolist()
-            self.log("evals", {key: None if value != value else value for key, value in line.items()})
-        self.seconds += time.perf_counter() - start
-
-    @torch.no_grad()
-    def distance(self, queries, rollouts):
-        """Mean k3 of the KL per token to the base model, on some rollouts of the policy."""
-        base, _ = rollout.load(self.args.model)  # not kept: a model of the hub is large
-        texts = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
-        gap = bandit.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts)
-        return bandit.KL_ESTIMATORS["k3"](gap).mean().item()
-
-    def save(self):
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "windows": self.windows,
-                 **{key: getattr(self, key) for key in ("round", "rollouts", "tokens", "regret", "seconds")}}
-        torch.save(state, self.out / "checkpoint.tmp")
-        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
-
-    def resume(self):
-        try:
-            before = json.loads((self.out / "config.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            raise ValueError(f"--resume: there is no run in {self.out}") from None
-        for key, value in flags(self.args).items():
-            if key != "rounds" and before.get(key) != value:
-                raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
-                                 f"not {value}")
-        if (self.out / "checkpoint.pt").exists():
-            state = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for key in ("windows", "round", "rollouts", "tokens", "regret", "seconds"):
-                setattr(self, key, state[key])
-        kept = self.round if (self.out / "checkpoint.pt").exists() else -1
-        for name in ("metrics", "evals"):  # rounds after the checkpoint are run again, so their lines go
-            lines = [line for line in report.read_lines(self.out / f"{name}.jsonl") if line["round"] <= kept]
-            write(self.out / f"{name}.jsonl", lines, lines=True)
-        if self.round and self.args.rounds < self.round:
-            raise ValueError(f"--rounds {self.args.rounds}: the run in {self.out} is at round {self.round} already")
-
-    def finish(self):
-        """samples.jsonl, summary.json, curve.png, the final model; then a short account in words."""
-        self.model.save_pretrained(self.out / "model")
-        self.tokenizer.save_pretrained(self.out / "model")
-        self.samples()
-        evals = report.read_lines(self.out / "evals.jsonl")
-        summary = {}
-        for split in ("train", "test"):
-            lines = [line for line in evals if line["split"] == split]
-            for when, line in (("before", lines[0]), ("after", lines[-1])):
-                summary[f"{split}_pass@1_{when}"], summary[f"{split}_pass@1_{when}_se"] = line["pass@1"], line["se"]
-                summary[f"{split}_in_format_{when}"] = line["in_format"]
-                for key in line:
-                    if key.startswith("pass@") and key != "pass@1":
-                        summary[f"{split}_{key.removesuffix('_se')}_{when}{'_se' * key.endswith('_se')}"] = line[key]
-        summary |= {"rounds": self.round, "rollouts": self.rollouts, "tokens": self.tokens, "regret": self.regret,
-                    "seconds": round(self.seconds, 1), "seed": self.args.seed, "commit": commit()}
-        write(self.out / "summary.json", summary)
-        report.curve(self.out)
-        print(report.account(self.out))
-
-    def samples(self, count=4, each=2):
-        """A few test queries: completions before and after, and each under both policies."""
-        base, _ = rollout.load(self.args.model)
-        queries = self.test_set[:count]
-        prompts = data.encode(self.tokenizer, queries)
-        lines = []
-        for when, model in (("before", base), ("after", self.model)):
-            rollouts = rollout.sample(model, prompts, each, max_new_tokens=self.args.max_new_tokens,
-                                      end_ids=self.ends, seed=seed_of(self.args, 6))
-            right, _, texts = evaluate.judge(self.tokenizer, queries, rollouts)
-            for i, one in enumerate(rollouts):
-                line = {"query": i // each, "prompt": queries[i // each].prompt, "gold": queries[i // each].gold,
-                        "policy": when, "completion": texts[i], "right": bool(right[i]),
-                        "reward": self.args.right_reward if right[i] else self.args.wrong_reward, "cut": one.cut,
-                        "tokens": [self.tokenizer.decode([token]) for token in one.tokens]}
-                with torch.no_grad():
-                    for name, policy in (("before", base), ("after", self.model)):
-                        line[f"logprobs_{name}"] = [round(x, 4) for x in bandit.completion_logprobs(
-                            policy, [prompts[i // each]], [one.tokens]).tolist()]
-                lines.append(line)
-        lines.sort(key=lambda line: line["query"])
-        write(self.out / "samples.jsonl", lines, lines=True)
-
-
-def flags(args):
-    return {key: value for key, value in vars(args).items() if key not in ("out", "resume", "save_every", "threads")}
-
-
-def write(path, value, lines=False):
-    """JSON to a temporary name, then renamed: a reader never meets half a file."""
-    text = "".join(json.dumps(line) + "\n" for line in value) if lines else json.dumps(value, indent=1) + "\n"
-    path.with_suffix(".tmp").write_text(text)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def commit():
-    """The commit of the code, with a + if files have changed since; None outside of git."""
-    def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        return git("rev-parse", "--short", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "-uno").strip())
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main(argv=None):
