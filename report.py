@@ -63,7 +63,8 @@ def curve(folder):
     right.plot(rounds, smooth(cut), color=ORANGE, linewidth=2, linestyle=":", label="cut by length")
     right.plot(rounds, smooth([line["entropy"] for line in metrics]), color="black", linewidth=1, linestyle="-.",
                label="entropy per token (nats)")
-    right.set(xlabel="round", ylabel="share, or nats", ylim=(0, 1), title="mean of 20 rounds")
+    right.set(xlabel="round", ylabel="share, or nats", title="mean of 20 rounds")
+    right.set_ylim(bottom=0)
     right.legend(loc="center right", fontsize=8)
     left.set_title(f"{config['model']} on {config['data']}: {config['batch_size']} queries x {config['rollouts']} "
                    f"rollouts, advantage {config['advantage']}, seed {config['seed']}", fontsize=9)

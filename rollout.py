@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.utils import logging
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -188,6 +189,8 @@ def load(name, device=None):
 
     Raises ValueError, in one sentence, when there is no such model.
     """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # its bar of loaded weights would stand between ours
     path = str(TINY / name[5:]) if name in ("tiny-qwen2", "tiny-llama", "tiny-olmo2") else name
     try:
         if "/" not in path and not Path(path).exists():  # not worth asking the hub, whose models are owner/name

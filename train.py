@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from tqdm import tqdm
 
 import bandit
@@ -230,8 +229,6 @@ def train(args):
 def main(argv=None):
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
         train(args)
     except (ValueError, OSError) as error:
