@@ -47,7 +47,7 @@ def parse(argv=None):
     flag("--levels", type=int, nargs="+", help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
-    flag("--rounds", type=int, default=150, help="rounds, one optimizer step each (default: %(default)s)")
+    flag("--rounds", type=int, default=120, help="rounds, one optimizer step each (default: %(default)s)")
     flag("--batch-size", type=int, default=32, help="B: queries a round (default: %(default)s)")
     flag("--rollouts", type=int, default=1, help="n: completions a query (default: %(default)s)")
     flag("--baseline-rollouts", type=int, default=0, help="more completions a query, for the group statistics of the "
@@ -78,7 +78,7 @@ def parse(argv=None):
     flag("--micro-tokens", type=int, default=16384, help="tokens of a forward pass: less memory, the same update")
 
     flag = parser.add_argument_group("evaluation and the run").add_argument
-    flag("--eval-every", type=int, default=50, help="rounds between evaluations of pass@1 on the whole train and "
+    flag("--eval-every", type=int, default=40, help="rounds between evaluations of pass@1 on the whole train and "
          "test sets, one sample a query at temperature 1; 0: only before and after (default: %(default)s)")
     flag("--eval-samples", type=int, default=16, help="k of the pass@k before and after (default: %(default)s)")
     flag("--eval-queries", type=int, default=64, help="test queries for the pass@k (default: %(default)s)")
