@@ -163,7 +163,7 @@ def measure(path):
         p = right.mean(axis=1)
         spread = max(0.0, p.var(ddof=1) - (p * (1 - p) / 15).mean()) ** 0.5  # less what 16 samples a query add
         values = p.mean(), in_format.mean(), right.any(axis=1).mean(), greedy.mean(), spread
-        print(f"| {path} | tiny-{problem_set} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+        print(f"| {path} | tiny-{problem_set} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
 if __name__ == "__main__":
