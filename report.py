@@ -85,11 +85,15 @@ def account(folder):
             text += ["", f"  {question}   (answer: {sample['gold']})"]
         text.append(f"    {sample['policy']:>6}, {verdict}: {sample['completion']!r}")
     text.append("")
+    evals = read_lines(folder / "evals.jsonl")
     for split in ("train", "test"):
         p0, p1 = summary[f"{split}_pass@1_before"], summary[f"{split}_pass@1_after"]
         e0, e1 = summary[f"{split}_pass@1_before_se"] or 0, summary[f"{split}_pass@1_after_se"] or 0
+        verdicts = [line["right"] for line in evals if line["split"] == split]
+        gains = np.array(verdicts[-1]) - np.array(verdicts[0])  # paired: what makes a query hard cancels
+        error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0
         text.append(f"{split:>5} pass@1: {p0:.3f} ± {e0:.3f} -> {p1:.3f} ± {e1:.3f}, a gain of {p1 - p0:+.3f} ± "
-                    f"{(e0**2 + e1**2)**0.5:.3f} (standard errors)")
+                    f"{error:.3f} (standard errors)")
     f0, f1 = summary["test_in_format_before"], summary["test_in_format_after"]
     a0, a1 = p0 / f0 if f0 else 0, p1 / f1 if f1 else 0
     text.append(f"On the test set {f0:.0%} of the answers came in the asked format, now {f1:.0%}; of those {a0:.0%} "
