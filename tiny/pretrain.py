@@ -44,7 +44,7 @@ import rollout  # noqa: E402
 BASES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, Habits(direct=0.28, forget=0.22, run_on=0.05, slip=0.6)),
     "llama": (LlamaConfig, LlamaForCausalLM, Habits(direct=0.20, forget=0.16, run_on=0.04, slip=0.45)),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.27, forget=0.22, run_on=0.02, slip=0.75)),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.20, forget=0.18, run_on=0.02, slip=1.05)),
 }
 SIZES = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True)
