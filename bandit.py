@@ -31,25 +31,31 @@ class Pulls(NamedTuple):
     windows: list | None = None  # B lists: the last rewards of each query, this round's included, for window
 
 
+def centered(rewards, sample=None):
+    """rewards - mean of the sample (default: themselves), along the last axis. Where the sample has no spread it is
+    exactly 0: the rounding of a mean of 0.1s, divided by a std of 0 and epsilon, would be an advantage."""
+    sample = rewards if sample is None else sample
+    spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
+    return torch.where(spread, rewards - sample.mean(-1, keepdim=True), 0.0)
+
+
+def standardized(rewards, sample=None):
+    """(rewards - mean) / (std + eps) of the sample; the std is the sample's, divided by n - 1."""
+    sample = rewards if sample is None else sample
+    return centered(rewards, sample) / (sample.std(-1, keepdim=True) + EPSILON)
+
+
+def over_batch(transform, rewards):
+    return transform(rewards.reshape(-1)).view_as(rewards)
+
+
 def mean_of_group(pulls):
     return pulls.rewards.mean(dim=1, keepdim=True)
-
-
-def std_of_group(pulls):
-    return pulls.rewards.std(dim=1, keepdim=True)  # the sample's: divided by n - 1
-
-
-def group(pulls):
-    return (pulls.rewards - mean_of_group(pulls)) / (std_of_group(pulls) + EPSILON)
 
 
 def rloo(pulls):
     others = pulls.rewards.shape[1] - 1
     return pulls.rewards - (pulls.rewards.sum(dim=1, keepdim=True) - pulls.rewards) / others
-
-
-def whitened(values):
-    return (values - values.mean()) / (values.std() + EPSILON)
 
 
 def mixed_groups(pulls):
@@ -62,7 +68,7 @@ def window(pulls):
     for rewards, history in zip(pulls.rewards, pulls.windows, strict=True):
         history = torch.tensor(history, dtype=rewards.dtype)
         alone = len(history) == 1  # nothing to compare with yet: the raw reward
-        rows.append(rewards if alone else (rewards - history.mean()) / (history.std() + EPSILON))
+        rows.append(rewards if alone else standardized(rewards, history))
     return torch.stack(rows)
 
 
@@ -80,22 +86,24 @@ class Advantage(NamedTuple):
 
 ADVANTAGES = {
     "reward": Advantage(lambda p: p.rewards, "", "R", "the paper's baseline, arXiv:2601.22532"),
-    "group": Advantage(group, "group", "(R - mean_G) / (std_G + eps)", "GRPO, arXiv:2402.03300"),
-    "group-centered": Advantage(lambda p: p.rewards - mean_of_group(p), "group", "R - mean_G",
+    "group": Advantage(lambda p: standardized(p.rewards), "group", "(R - mean_G) / (std_G + eps)",
+                       "GRPO, arXiv:2402.03300"),
+    "group-centered": Advantage(lambda p: centered(p.rewards), "group", "R - mean_G",
                                 "Dr. GRPO, arXiv:2503.20783 (with --loss-mean constant)"),
     "rloo": Advantage(rloo, "group", "R - mean of the others", "RLOO, arXiv:2402.14740"),
     "remax": Advantage(lambda p: p.rewards - p.greedy[:, None], "greedy", "R - R(greedy)", "arXiv:2310.10505"),
-    "batch-centered": Advantage(lambda p: p.rewards - p.rewards.mean(), "batch", "R - mean_B", "Williams 1992"),
-    "reinforce++": Advantage(lambda p: whitened(p.rewards), "batch", "(R - mean_B) / (std_B + eps)",
+    "batch-centered": Advantage(lambda p: over_batch(centered, p.rewards), "batch", "R - mean_B", "Williams 1992"),
+    "reinforce++": Advantage(lambda p: over_batch(standardized, p.rewards), "batch", "(R - mean_B) / (std_B + eps)",
                              "arXiv:2501.03262"),
-    "reinforce++-baseline": Advantage(lambda p: whitened(p.rewards - mean_of_group(p)), "group",
+    "reinforce++-baseline": Advantage(lambda p: over_batch(standardized, centered(p.rewards)), "group",
                                       "R - mean_G, whitened over the batch", "arXiv:2501.03262"),
-    "lite-ppo": Advantage(lambda p: (p.rewards - mean_of_group(p)) / (p.rewards.std() + EPSILON), "group",
+    "lite-ppo": Advantage(lambda p: centered(p.rewards) / (p.rewards.std() + EPSILON), "group",
                           "(R - mean_G) / (std_B + eps)", "arXiv:2508.08221 (with --loss-mean token)"),
     "raft": Advantage(lambda p: p.rewards.clamp(min=0), "signs", "max(R, 0)", "arXiv:2504.11343"),
     "reinforce-rej": Advantage(lambda p: p.rewards * mixed_groups(p), "group", "R, 0 where G is all right or wrong",
                                "arXiv:2504.11343"),
-    "psr": Advantage(lambda p: p.rewards.clamp(min=0), "signs", "R where R > 0", "arXiv:2506.01347"),
+    "psr": Advantage(lambda p: p.rewards.clamp(min=0), "signs", "R where R > 0 (raft by another name)",
+                     "arXiv:2506.01347"),
     "nsr": Advantage(lambda p: p.rewards.clamp(max=0), "signs", "R where R < 0", "arXiv:2506.01347"),
     "w-reinforce": Advantage(lambda p: torch.where(p.rewards > 0, 0.1 * p.rewards, p.rewards), "signs",
                              "0.1 R where R > 0, else R", "arXiv:2506.01347"),
@@ -220,7 +228,8 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
     prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;
     reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they
     have no gradient, so they are not run; their tokens stay in the denominator.
-    Returns the loss, the norms of the gradient (before clipping) and of the step, and the mean k3 of KL(pi||ref).
+    Returns the loss (mean of the epochs), the norms of the gradient (before clipping) and of the step, both of the
+    last epoch, and the mean k3 of KL(pi||ref) before the first step. Raises ValueError if the gradient is not finite.
     """
     lengths = torch.tensor([len(c) for c in completions])
     weights = LOSS_MEANS[loss_mean](lengths, longest)
@@ -248,6 +257,8 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
             total += value.item() / epochs
         before = [p.detach().clone() for p in parameters]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if not norm.isfinite():
+            raise ValueError("the gradient is not finite: the learning rate is too high, or a reward too large")
         optimizer.step()
         step = torch.stack([(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
     optimizer.zero_grad()
@@ -334,7 +345,9 @@ def noise_of(table, name, n=8, rounds=100):
         table.round(theta, name, n, generator, windows)  # fills the windows
     gradients = torch.stack([torch.autograd.grad(table.round(theta, name, n, generator, windows)[0], theta)[0]
                              for _ in range(rounds)]).flatten(1)
-    return (gradients.var(dim=0).sum() / gradients.mean(dim=0).square().sum()).item()
+    variance = gradients.var(dim=0).sum()
+    squared_mean = gradients.mean(dim=0).square().sum() - variance / rounds  # less what its own noise adds
+    return (variance / squared_mean).item()
 
 
 if __name__ == "__main__":
@@ -345,7 +358,9 @@ if __name__ == "__main__":
     print("A contextual bandit of 8 contexts and 10 arms, one of them right; 60 rounds of 8 pulls a context.\n"
           "regret: wrong pulls of 3840, mean of 5 seeds ± standard error, at three learning rates of plain gradient\n"
           "descent; noise: variance of the gradient over its squared mean, at the first policy;\n"
-          "w(p): the expected update of a query of success rate p is w(p) * grad p (exact, for 8 rollouts).\n")
+          "w(p): the expected update of a query of success rate p is w(p) * grad p (exact, for 8 rollouts; where the\n"
+          "batch enters: beside one other query of success rate 0.5). raft, psr, nsr and w-reinforce get +1 and -1;\n"
+          "raft and psr are then the raw reward, and a window of 8 filled by 8 rollouts is the group, by algebra.\n")
     print(f"{'advantage':21}" + "".join(f"{f'regret, lr {lr}':>16}" for lr in rates_of_learning)
           + f"{'noise':>7}   w(p) at p =" + "".join(f"{p:>6}" for p in rates) + "   formula")
     print(f"{'(never learning)':21}" + f"{3840 * (1 - table.success(table.start).mean()):>10.0f}{'':6}" * 3)

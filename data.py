@@ -18,6 +18,7 @@ import json
 import random
 import re
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,18 +75,15 @@ def find_file(data, split):
         return TINY / f"{data[5:]}_{split}.jsonl"
     path = Path(data)
     if path.is_dir():
-        for file in sorted(path.glob(f"*{split}*.jsonl*")):
-            return file
-        raise ValueError(f"{path} holds no file named *{split}*.jsonl or *{split}*.jsonl.gz")
+        files = sorted([*path.glob(f"*{split}*.jsonl"), *path.glob(f"*{split}*.jsonl.gz")])
+        if len(files) != 1:
+            raise ValueError(f"{path} holds {len(files) or 'no'} files named *{split}*.jsonl or *{split}*.jsonl.gz, "
+                             "and one is needed")
+        return files[0]
     if not path.exists():
         raise ValueError(f"--data {data}: neither one of tiny-gsm, tiny-math, gsm8k, math nor a file or folder")
-    if split == "test" and "test" not in path.name:
-        other = path.with_name(path.name.replace("train", "test"))
-        if other != path and other.exists():
-            return other
-        print(f"{path} has no test set beside it (a file of the same name with test for train): it is its own test "
-              "set, which says nothing about generalization", file=sys.stderr)
-    return path
+    other = path.with_name(path.name.replace("train", "test"))
+    return other if split == "test" and other.exists() else path
 
 
 def read_rows(path):
@@ -99,7 +97,7 @@ def read_rows(path):
                     yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
 
 
@@ -128,6 +126,7 @@ def to_query(row, where):
     else:
         raise ValueError(f"{where}: needs the columns question and answer, or problem and solution; "
                          f"has {', '.join(map(str, row)) or 'none'}")
+    solution = "" if solution is None else solution
     if not isinstance(text, str) or not isinstance(solution, str):
         raise ValueError(f"{where}: the question and its answer must be text")
     if not text.strip():
@@ -136,8 +135,8 @@ def to_query(row, where):
         gold = solution.rsplit("####", 1)[1].strip() if "####" in solution else ""
     else:
         gold = extract_answer(solution, "boxed") or ""
-    level = re.search(r"[1-5]", str(row.get("level", "")))
-    return Query(text + INSTRUCTION[form], gold, form, int(level[0]) if level else None)
+    level = re.fullmatch(r"(?:Level )?([1-5])", str(row.get("level", "")))
+    return Query(text + INSTRUCTION[form], gold, form, int(level[1]) if level else None)
 
 
 def encode(tokenizer, queries):
@@ -160,6 +159,8 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=5, help="how many to print")
     args = parser.parse_args()
     try:
+        if args.count < 1:
+            raise ValueError(f"--count {args.count} must be at least 1")
         queries = load(args.data, args.split)
     except (ValueError, OSError) as error:
         sys.exit(f"data.py: {error}")

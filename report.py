@@ -72,6 +72,10 @@ def curve(folder):
     plt.close(figure)
 
 
+def plus_minus(error):
+    return " ± ?" if error is None else f" ± {error:.3f}"  # one query has no standard error
+
+
 def account(folder):
     """A few sentences: from what to what, how much of the gain is format, and where the files are."""
     folder = Path(folder)
@@ -88,12 +92,12 @@ def account(folder):
     evals = read_lines(folder / "evals.jsonl")
     for split in ("train", "test"):
         p0, p1 = summary[f"{split}_pass@1_before"], summary[f"{split}_pass@1_after"]
-        e0, e1 = summary[f"{split}_pass@1_before_se"] or 0, summary[f"{split}_pass@1_after_se"] or 0
+        e0, e1 = summary[f"{split}_pass@1_before_se"], summary[f"{split}_pass@1_after_se"]
         verdicts = [line["right"] for line in evals if line["split"] == split]
         gains = np.array(verdicts[-1]) - np.array(verdicts[0])  # paired: what makes a query hard cancels
-        error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0
-        text.append(f"{split:>5} pass@1: {p0:.3f} ± {e0:.3f} -> {p1:.3f} ± {e1:.3f}, a gain of {p1 - p0:+.3f} ± "
-                    f"{error:.3f} (standard errors)")
+        error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else None
+        text.append(f"{split:>5} pass@1: {p0:.3f}{plus_minus(e0)} -> {p1:.3f}{plus_minus(e1)}, a gain of {p1 - p0:+.3f}"
+                    f"{plus_minus(error)} (standard errors)")
     f0, f1 = summary["test_in_format_before"], summary["test_in_format_after"]
     a0, a1 = p0 / f0 if f0 else 0, p1 / f1 if f1 else 0
     text.append(f"On the test set {f0:.0%} of the answers came in the asked format, now {f1:.0%}; of those {a0:.0%} "
@@ -102,9 +106,10 @@ def account(folder):
     for key in summary:
         if key.startswith("test_pass@") and key.endswith("_before") and key != "test_pass@1_before":
             k = key.removeprefix("test_pass@").removesuffix("_before")
-            text.append(f" test pass@{k}: {summary[key]:.3f} ± {summary[key + '_se'] or 0:.3f} -> "
-                        f"{summary[f'test_pass@{k}_after']:.3f} ± {summary[f'test_pass@{k}_after_se'] or 0:.3f}: "
-                        "what rises in pass@1 alone was sharpened, what rises here too is new")
+            text.append(f" test pass@{k}: {summary[key]:.3f}{plus_minus(summary[key + '_se'])} -> "
+                        f"{summary[f'test_pass@{k}_after']:.3f}{plus_minus(summary[f'test_pass@{k}_after_se'])}: what "
+                        f"the base solved in {k} tries may have been sharpened into one; a rise here comes from queries "
+                        "that it solved rarely or never")
     text.append(f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts ({summary['regret']:,} of them wrong), "
                 f"{summary['seconds']:.0f} s. Curve, metrics, samples and the model: {folder}/")
     return "\n".join(text)

@@ -196,11 +196,13 @@ def load(name, device=None):
         if "/" not in path and not Path(path).exists():  # not worth asking the hub, whose models are owner/name
             raise ValueError("no such folder")
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    except Exception as error:  # a missing folder, a damaged file, an unknown architecture, no network: many kinds
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
                          f"the hub that can be loaded ({reason})") from None
+    if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise ValueError(f"--model {name}: has layers without full attention, which the sampler has no cache for")
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
@@ -224,6 +226,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
+        if args.queries < 1:
+            raise ValueError(f"--queries {args.queries} must be at least 1")
         queries = data.load(args.data, "test")[:args.queries]
         model, tokenizer = load(args.model)
         rollouts = sample(model, data.encode(tokenizer, queries), args.rollouts, seed=args.seed,

@@ -1,6 +1,8 @@
 """A run: its folder, its evaluations, its checkpoint. What stands beside the algorithm of train.py.
 
     metrics.jsonl   a line a round, appended           evals.jsonl     a line an evaluation and split, appended
+                    (its shares and means are over all rollouts of the round, the extra ones of --baseline-rollouts
+                    included; rollouts, tokens and regret also count the greedy ones of --advantage remax)
     config.json     flags, versions, commit            checkpoint.pt   everything that changes, to resume from
     summary.json    before and after                   samples.jsonl   completions before and after
     curve.png       the figure (report.py)             model/          the final policy, in the hub's format
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from tqdm import tqdm
 
 import bandit
 import data
@@ -55,9 +58,13 @@ class Run:
             raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train_set)} queries of the train "
                              "set")
         self.train_set, self.test_set = train_set, data.load(args.data, "test")
+        if args.data not in data.HUB and data.find_file(args.data, "test") == data.find_file(args.data, "train"):
+            print(f"{args.data} has no test set beside it (a file of the same name with test for train): it is its own "
+                  "test set, which says nothing about generalization", file=sys.stderr)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.999),
                                            weight_decay=args.weight_decay)
         self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
+        self.since = time.perf_counter()  # `seconds` counts from here, what stopped runs took before included
         self.windows, self.stop = {}, False
         if args.resume:
             self.resume()
@@ -85,7 +92,7 @@ class Run:
 
     def evaluate(self, number, final):
         """Lines of evals.jsonl: pass@1 on train and test, one sample a query, temperature 1; pass@k if `final`."""
-        start, args = time.perf_counter(), self.args
+        args, said = self.args, []
         length = args.max_new_tokens
         for which, (split, queries) in enumerate((("train", self.train_set), ("test", self.test_set))):
             right, in_format, rollouts = evaluate.success(
@@ -105,17 +112,24 @@ class Run:
                 line["kl"] = self.distance(queries[:64], rollouts[:64]) if number else 0.0
             line["right"] = right[:, 0].astype(int).tolist()
             self.log("evals", {key: None if value != value else value for key, value in line.items()})
-        self.seconds += time.perf_counter() - start
+            said.append(f"{split} {value:.3f} ± {se:.3f}")
+        tqdm.write(f"round {number:>4}: pass@1 " + ", ".join(said))
 
     @torch.no_grad()
     def distance(self, queries, rollouts):
         """Mean k3 of the KL per token to the base model, on some rollouts of the policy."""
         base, _ = rollout.load(self.args.model)  # not kept: a model of the hub is large
-        texts = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
-        gap = bandit.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts)
-        return bandit.KL_ESTIMATORS["k3"](gap).mean().item()
+        prompts, completions = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
+        gaps = []
+        for rows in bandit.parts([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)],
+                                 self.args.micro_tokens):
+            texts = [prompts[i] for i in rows], [completions[i] for i in rows]
+            gaps.append(bandit.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts))
+        return bandit.KL_ESTIMATORS["k3"](torch.cat(gaps)).mean().item()
 
     def save(self):
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "windows": self.windows,
                  **{key: getattr(self, key) for key in ("round", "rollouts", "tokens", "regret", "seconds")}}
         torch.save(state, self.out / "checkpoint.tmp")
@@ -131,7 +145,10 @@ class Run:
                 raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
                                  f"not {value}")
         if (self.out / "checkpoint.pt").exists():
-            state = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+            try:
+                state = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+            except Exception as error:  # a damaged zip, a damaged pickle: torch raises many kinds
+                raise ValueError(f"--resume: {self.out / 'checkpoint.pt'} cannot be read ({error})") from None
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             for key in ("windows", "round", "rollouts", "tokens", "regret", "seconds"):
@@ -145,6 +162,7 @@ class Run:
 
     def finish(self):
         """samples.jsonl, summary.json, curve.png, the final model; then a short account in words."""
+        self.seconds += time.perf_counter() - self.since
         self.model.save_pretrained(self.out / "model")
         self.tokenizer.save_pretrained(self.out / "model")
         self.samples()
@@ -189,7 +207,7 @@ class Run:
 
 
 def flags(args):
-    return {key: value for key, value in vars(args).items() if key not in ("out", "resume", "save_every", "threads")}
+    return {key: value for key, value in vars(args).items() if key not in ("out", "resume", "save_every")}
 
 
 def write(path, value, lines=False):

@@ -15,6 +15,7 @@ KL in the reward (the paper has neither), warm-up and learning-rate schedules (t
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -97,8 +98,16 @@ def parse(argv=None):
         if not getattr(args, name) >= 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must not be negative")
     for name in ("temperature", "lr", "max_grad_norm"):
-        if not 0 < getattr(args, name) < float("inf"):
+        if not getattr(args, name) > 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            parser.error(f"--{name.replace('_', '-')} {value} must be a finite number")
+    if args.kl_estimator != parser.get_default("kl_estimator") and not args.kl:
+        parser.error(f"--kl-estimator {args.kl_estimator} is of no use without --kl")
+    if (args.clip_low, args.clip_high) != (0.2, 0.2) and args.epochs_per_round == 1:
+        parser.error("--clip-low and --clip-high do nothing at one step a round, where the ratio is 1: give "
+                     "--epochs-per-round too")
     try:
         bandit.check(args.advantage, args.batch_size, args.rollouts, args.baseline_rollouts, args.window,
                      args.right_reward, args.wrong_reward)
@@ -131,10 +140,10 @@ def train(args):
     extra = args.baseline_rollouts
     sampling = dict(max_new_tokens=args.max_new_tokens, end_ids=ends)
     reference = rollout.load(args.model)[0] if args.kl else None
+    handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     if run.round == 0 and not run.evaluated(0):
         run.evaluate(0, final=True)
         run.save()
-    handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None, dynamic_ncols=True)
     smooth = None
     while run.round < args.rounds:
@@ -189,14 +198,14 @@ def train(args):
         run.regret += int((~right).sum() + (~right_greedy).sum())
         run.log("metrics", {
             "round": run.round,
-            "reward": rewards[:, :args.rollouts].mean().item(),
+            "reward": rewards.mean().item(),
             "accuracy": float(right.mean()),
             "regret": run.regret,
             "in_format": float(in_format.mean()),
             "accuracy_in_format": float(right.sum() / in_format.sum()) if in_format.any() else None,
             "length": float(np.mean([len(r.tokens) for r in rollouts])),
             "cut": float(np.mean([r.cut for r in rollouts])),
-            # minus the mean log-probability of the sampled tokens estimates the entropy per token without bias
+            # minus the mean log-probability of the sampled tokens estimates the entropy per token
             "entropy": -float(np.mean(np.concatenate([r.logprobs for r in rollouts]))),
             "zero_advantage": (advantage == 0).float().mean().item(),
             **step,
@@ -205,7 +214,6 @@ def train(args):
             "seconds_reward": clock[2] - clock[1],
             "seconds_update": clock[3] - clock[2],
         })
-        run.seconds += clock[-1] - clock[0]
         now = rewards.mean().item()
         smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
         bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)

@@ -45,8 +45,11 @@ def success_rates():
     return [(arm_logprobs(THETA, c).exp() * RIGHT[c]).sum().item() for c in (0, 1)]
 
 
-def expected_update(name, n, contexts=(0, 1), loss_mean="constant"):
-    """E[-grad loss] over all outcomes of a round of n rollouts in each context, with the real loss and weights."""
+def expected_update(name, n, contexts=(0, 1), loss_mean="constant", extra=0, history=()):
+    """E[-grad loss] over all outcomes of a round of n rollouts in each context, with the real loss and weights.
+
+    extra: rollouts of each context for the statistics only; history: what the windows hold beforehand.
+    """
     theta = THETA.clone().requires_grad_()
     tokens = [token_logprobs(theta, c) for c in contexts]
     chances = [arm_logprobs(THETA, c).exp() for c in contexts]
@@ -54,14 +57,15 @@ def expected_update(name, n, contexts=(0, 1), loss_mean="constant"):
     pays = (2 * RIGHT - 1 if signs else RIGHT)[list(contexts)]
     greedy = torch.stack([pay[chance.argmax()] for pay, chance in zip(pays, chances, strict=True)])
     total, size = torch.zeros_like(THETA), len(contexts)
-    for arms in itertools.product(range(4), repeat=size * n):
-        arms = torch.tensor(arms).view(size, n)
+    for arms in itertools.product(range(4), repeat=size * (n + extra)):
+        arms = torch.tensor(arms).view(size, n + extra)
         chance = math.prod(chances[c][arm].item() for c in range(size) for arm in arms[c])
         rewards = pays.gather(1, arms)
-        windows = bandit.remember({}, contexts, rewards, 8)
+        windows = bandit.remember({c: list(history) for c in contexts}, contexts, rewards, 8)
         advantage = bandit.advantages(name, Pulls(rewards, greedy, windows), n).reshape(-1)
         if not advantage.any():
             continue
+        arms = arms[:, :n]
         lengths = LENGTHS[arms].reshape(-1)
         logprobs = torch.cat([tokens[c][arm] for c in range(size) for arm in arms[c]])
         spread = torch.arange(size * n).repeat_interleave(lengths)
@@ -110,6 +114,27 @@ def test_normalising_by_the_group_reweights_contexts(name):
         got = expected_update(name, 4, [c])  # epsilon is not in `weight`
         assert torch.allclose(got, combined([weights[c]], [c]), atol=1e-5)
         assert not torch.allclose(got, combined([weights[1 - c]], [c]), atol=3e-4)
+
+
+def test_extra_rollouts_serve_the_statistics_only():
+    """1 trained + 2 extra: the weight of a group of three (1.1547 at any p), the gradient of one rollout."""
+    assert torch.allclose(expected_update("group", 1, [0], extra=2), combined([2 / math.sqrt(3)], [0]), atol=1e-5)
+    assert torch.allclose(expected_update("rloo", 1, [1], extra=2), combined([1], [1]), atol=1e-12)
+
+
+def test_window_with_a_history():
+    # the window 1 0 0 R: right has mean 1/2 and std 0.577, A = 0.866; wrong has mean 1/4 and std 1/2, A = -0.5
+    weight = math.sqrt(0.75) + 0.5
+    got = expected_update("window", 1, [0], history=(1.0, 0.0, 0.0))
+    assert torch.allclose(got, combined([weight], [0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, row in ADVANTAGES.items() if row.needs in ("group", "batch", "window")
+                                  and "- mean" in row.formula])
+def test_no_spread_no_advantage(name):
+    """Equal rewards give exactly 0, also where their mean is rounded: 0.1 / epsilon would be a strong signal."""
+    rewards = torch.full((3, 7), 0.1)
+    assert not ADVANTAGES[name].compute(Pulls(rewards, windows=rewards.tolist())).any()
 
 
 def test_filtered_groups_reweight_contexts():

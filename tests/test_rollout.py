@@ -32,10 +32,16 @@ def test_logprobs_equal_a_full_forward_pass(model, temperature, max_rows):
     assert any(r.cut for r in rollouts) and not all(r.cut for r in rollouts)
     for i, r in enumerate(rollouts):
         assert len(r.logprobs) == len(r.tokens)  # the end-of-sequence token has its log-probability too
-        assert (r.tokens[-1] in MANY_ENDS) != r.cut or len(r.tokens) == 12
+        assert r.cut == (r.tokens[-1] not in MANY_ENDS)
         assert not set(r.tokens[:-1]) & MANY_ENDS
         expected = full_forward(model, PROMPTS[i // 5], r.tokens, temperature)
         assert torch.allclose(torch.tensor(r.logprobs), expected, atol=1e-4)
+
+
+def test_an_end_in_the_last_place_is_no_cut(model):
+    everything = set(range(model.config.vocab_size))
+    assert not any(r.cut for r in rollout.sample(model, PROMPTS, 2, max_new_tokens=1, end_ids=everything))
+    assert all(r.cut for r in rollout.sample(model, PROMPTS, 2, max_new_tokens=1, end_ids=set()))
 
 
 def test_cached_greedy_equals_uncached_greedy(model):

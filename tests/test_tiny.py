@@ -77,6 +77,18 @@ def test_pretraining_skips_the_problems():
         assert bool(everything) == (skipped == set())  # without the guard they would have come
 
 
+def test_running_on_skips_them_too(monkeypatch):
+    """The problem that nobody asked for must not be one of the sets either."""
+    import random
+
+    taken, free = (problems.Problem((key,), "?", 1, "Arithmetic", [], key) for key in ("111", "222"))
+    draws = iter([taken, taken, free] * 1000)
+    monkeypatch.setattr(problems, "draw", lambda *args: next(draws))
+    habits, rng = problems.Habits(run_on=0.5), random.Random(0)
+    texts = [problems.write(free, "gsm", rng, habits, reserved={taken.key}) for _ in range(200)]
+    assert any(text.count("####") > 1 for text in texts) and not any("111" in text for text in texts)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_tokenizer_is_the_one_that_was_saved(name):
     """AutoTokenizer puts a tokenizer of its own in place of an unexpected one: the ids must not change."""

@@ -147,6 +147,35 @@ def test_fewer_queries_and_levels(micro, coin):
     assert len(report.read_lines(out / "evals.jsonl")[0]["right"]) == sum(row["level"] <= 2 for row in rows)
 
 
+def test_what_the_update_is_given(micro, coin, monkeypatch):
+    """Each trained completion with its own prompt and the advantage of its own reward, at the sampling temperature."""
+    sampled, updates = [], []
+    sample, update = train.rollout.sample, train.bandit.update
+
+    def watch_sample(model, prompts, n=1, **kwargs):
+        rollouts = sample(model, prompts, n, **kwargs)
+        if n == 4:
+            sampled.append((prompts, rollouts, kwargs))
+        return rollouts
+
+    def watch_update(model, optimizer, prompts, completions, advantage, **kwargs):
+        updates.append((prompts, completions, advantage, kwargs))
+        return update(model, optimizer, prompts, completions, advantage, **kwargs)
+
+    monkeypatch.setattr(train.rollout, "sample", watch_sample)
+    monkeypatch.setattr(train.bandit, "update", watch_update)
+    micro("a", "--rounds", "2", "--advantage", "rloo", "--rollouts", "1", "--baseline-rollouts", "3", "--temperature",
+          "0.7", "--loss-mean", "constant", "--eval-samples", "1", "--weight-decay", "0.5")
+    assert len(sampled) == len(updates) == 2
+    for (asked, rollouts, sampling), (prompts, completions, advantage, kwargs) in zip(sampled, updates, strict=True):
+        assert sampling["temperature"] == kwargs["temperature"] == 0.7
+        assert kwargs["loss_mean"] == "constant" and kwargs["longest"] == sampling["max_new_tokens"] == 6
+        assert prompts == asked and completions == [r.tokens for r in rollouts[::4]]
+        for row in range(8):
+            rewards = [float(sum(r.tokens) % 2 == 0) for r in rollouts[4 * row:4 * row + 4]]
+            assert advantage[row].item() == pytest.approx(rewards[0] - sum(rewards[1:]) / 3)
+
+
 def test_every_query_comes_once_an_epoch(micro, coin, monkeypatch):
     seen, sample = [], train.rollout.sample
 
@@ -173,6 +202,10 @@ def test_every_query_comes_once_an_epoch(micro, coin, monkeypatch):
     (["--advantage", "group"], "--advantage reward"),
     (["--advantage", "best"], "--advantage"),
     (["--kl", "nan"], "--kl"),
+    (["--right-reward", "inf"], "--right-reward"),
+    (["--kl-estimator", "k1"], "--kl-estimator"),
+    (["--clip-high", "0.28"], "--epochs-per-round"),
+    (["--lr", "1e30", "--wrong-reward", "-1"], "not finite"),
     (["--queries", "100"], "--queries 100"),
     (["--levels", "9"], "--levels"),
     (["--resume"], "there is no run"),

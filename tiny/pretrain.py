@@ -43,8 +43,8 @@ import rollout  # noqa: E402
 
 BASES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, Habits(direct=0.28, forget=0.22, run_on=0.05, slip=0.6)),
-    "llama": (LlamaConfig, LlamaForCausalLM, Habits(direct=0.20, forget=0.16, run_on=0.04, slip=0.45)),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.20, forget=0.18, run_on=0.02, slip=1.05)),
+    "llama": (LlamaConfig, LlamaForCausalLM, Habits(direct=0.12, forget=0.10, run_on=0.02, slip=0.65)),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, Habits(direct=0.18, forget=0.17, run_on=0.02, slip=1.25)),
 }
 SIZES = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True)
@@ -97,7 +97,7 @@ def make_batches(tokenizer, habits, steps, rng, reserved):
                 continue
             form = "####" if problem_set == "gsm" else "boxed"
             queries.append(data.Query(problem.text + data.INSTRUCTION[form], "", form, None))
-            completions.append(write(problem, problem_set, rng, habits))
+            completions.append(write(problem, problem_set, rng, habits, reserved))
         prompts = data.encode(tokenizer, queries)
         completions = tokenizer(completions, add_special_tokens=False)["input_ids"]
         rows = sorted(((p, c + [end]) for p, c in zip(prompts, completions, strict=True)),

@@ -46,8 +46,11 @@ def draw(problem_set, level, rng, habits=Habits()):
     return Problem((family.__name__, *key), text, level, kind, steps, answer)
 
 
-def write(problem, problem_set, rng, habits=Habits()):
-    """The text of a solution to `problem`: a base model's completion, without the end-of-sequence token."""
+def write(problem, problem_set, rng, habits=Habits(), reserved=frozenset()):
+    """The text of a solution to `problem`: a base model's completion, without the end-of-sequence token.
+
+    Where it runs on, it is to a problem whose key is not in `reserved`.
+    """
     lines = [] if rng.random() < habits.direct * problem.level / 3 else list(problem.steps)
     answer = problem.answer if isinstance(problem.answer, str) else over(*problem.answer)
     if rng.random() < habits.forget * problem.level / 3:
@@ -55,8 +58,10 @@ def write(problem, problem_set, rng, habits=Habits()):
     else:
         lines.append(f"#### {answer}" if problem_set == "gsm" else rf"\boxed{{{answer}}}")
     if rng.random() < habits.run_on:  # ... and a problem nobody asked for
-        other = draw(problem_set, rng.randint(1, 3), rng, habits)
-        lines.append(write(other, problem_set, rng, habits))
+        other = None
+        while other is None or other.key in reserved:
+            other = draw(problem_set, rng.randint(1, 3), rng, habits)
+        lines.append(write(other, problem_set, rng, habits, reserved))
     return "\n".join(lines)
 
 
