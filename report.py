@@ -107,9 +107,9 @@ def account(folder):
         if key.startswith("test_pass@") and key.endswith("_before") and key != "test_pass@1_before":
             k = key.removeprefix("test_pass@").removesuffix("_before")
             text.append(f" test pass@{k}: {summary[key]:.3f}{plus_minus(summary[key + '_se'])} -> "
-                        f"{summary[f'test_pass@{k}_after']:.3f}{plus_minus(summary[f'test_pass@{k}_after_se'])}: what "
-                        f"the base solved in {k} tries may have been sharpened into one; a rise here comes from queries "
-                        "that it solved rarely or never")
+                        f"{summary[f'test_pass@{k}_after']:.3f}{plus_minus(summary[f'test_pass@{k}_after_se'])}. What "
+                        f"the base solves in {k} tries can be sharpened into one; a rise here comes from queries that "
+                        "it solved rarely or never")
     text.append(f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts ({summary['regret']:,} of them wrong), "
                 f"{summary['seconds']:.0f} s. Curve, metrics, samples and the model: {folder}/")
     return "\n".join(text)
