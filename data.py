@@ -152,8 +152,15 @@ def encode(tokenizer, queries):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
+class Parser(argparse.ArgumentParser):
+    """What all the scripts read their flags with: a bad one gets one sentence, without a screenful of usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print a few queries of a problem set.")
+    parser = Parser(description="Print a few queries of a problem set.")
     parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     parser.add_argument("--split", default="train", choices=["train", "test"])
     parser.add_argument("--count", type=int, default=5, help="how many to print")

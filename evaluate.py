@@ -11,7 +11,6 @@ paper evaluates, the noise of sampling is in them too. A difference between two 
 query by query (paired), so what makes a query hard cancels.
 """
 
-import argparse
 import json
 import math
 import re
@@ -73,7 +72,7 @@ def success(model, tokenizer, queries, samples, *, max_new_tokens, temperature=1
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = data.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a path, a hub name")
     parser.add_argument("--against", help="a second model: the paired difference of the first to it")
     parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")

@@ -14,7 +14,6 @@ know exactly which distribution each token came from:
 Left out, with reason: beam search and top-p (another policy than the one trained). Token ids only, never text.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -216,7 +215,7 @@ def end_ids(model, tokenizer):
 if __name__ == "__main__":
     import data
 
-    parser = argparse.ArgumentParser(description="Print a few completions of a model.")
+    parser = data.Parser(description="Print a few completions of a model.")
     parser.add_argument("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a path, a hub name")
     parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     parser.add_argument("--queries", type=int, default=3, help="how many queries")

@@ -34,13 +34,8 @@ from run import Run, seed_of
 ROOT = Path(__file__).parent
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument_group("what is trained on what").add_argument
     flag("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path (see data.py)")

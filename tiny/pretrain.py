@@ -12,7 +12,6 @@ in strength; nothing that separates them says anything about the three architect
 could know, beside which the base's greedy accuracy shows how much there is to learn.
 """
 
-import argparse
 import math
 import random
 import sys
@@ -61,7 +60,8 @@ WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{
 
 def train_tokenizer():
     """A byte-level BPE on generated text. The parts are Qwen2's, because AutoTokenizer puts them in place of
-    whatever tokenizer.json says once config.json says "qwen2"; so one tokenizer serves all three models."""
+    whatever tokenizer.json says once config.json says "qwen2"; so one tokenizer serves all three models. It learns
+    how to cut words, from random problems of which none is left out."""
     rng = random.Random(0)
     texts = []
     for problem_set in MARK:
@@ -167,7 +167,7 @@ def measure(path):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = data.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("models", nargs="*", help="qwen2, llama, olmo2 (default: all)")
     parser.add_argument("--clean", action="store_true", help="the perfect student's solutions only")
     parser.add_argument("--out", default=str(HERE), help="the folder that gets a folder per model")
