@@ -133,6 +133,8 @@ def check(name, batch, n, extra=0, window=0, right=1.0, wrong=0.0):
                          "statistics of the group")
     if needs == "window" and window < 2:
         raise ValueError(f"--advantage {name} needs --window of at least 2 rewards, the paper's is 8")
+    if needs == "window" and n > window:
+        raise ValueError(f"--window {window} cannot hold the {n} rewards that --rollouts {n} brings at once")
     if needs != "window" and window:
         raise ValueError(f"--window {window} is of no use to --advantage {name}: write --advantage window")
     if right <= wrong:

@@ -276,6 +276,7 @@ def test_expected_gradients_of_the_kl_estimators():
     ({"name": "batch-centered", "n": 1, "batch": 1}, "write --advantage reward"),
     ({"name": "reward", "n": 1, "extra": 7}, "sampled for nothing"),
     ({"name": "window", "n": 1}, "needs --window"),
+    ({"name": "window", "n": 16, "window": 8}, "cannot hold"),
     ({"name": "reward", "n": 1, "window": 8}, "of no use"),
     ({"name": "psr", "n": 1}, "it is --advantage reward"),
     ({"name": "nsr", "n": 1}, "nothing to learn"),
