@@ -49,10 +49,6 @@ def over_batch(transform, rewards):
     return transform(rewards.reshape(-1)).view_as(rewards)
 
 
-def mean_of_group(pulls):
-    return pulls.rewards.mean(dim=1, keepdim=True)
-
-
 def rloo(pulls):
     others = pulls.rewards.shape[1] - 1
     return pulls.rewards - (pulls.rewards.sum(dim=1, keepdim=True) - pulls.rewards) / others
@@ -108,8 +104,8 @@ ADVANTAGES = {
     "w-reinforce": Advantage(lambda p: torch.where(p.rewards > 0, 0.1 * p.rewards, p.rewards), "signs",
                              "0.1 R where R > 0, else R", "arXiv:2506.01347"),
     "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532"),
-    "group-mean": Advantage(lambda p: mean_of_group(p).expand_as(p.rewards), "group", "mean_G",
-                            "the paper's code, in no experiment"),
+    "group-mean": Advantage(lambda p: p.rewards.mean(dim=1, keepdim=True).expand_as(p.rewards), "group",
+                            "mean_G", "the paper's code, in no experiment"),
     "window-mean": Advantage(window_mean, "window", "mean_W", "the paper's code, in no experiment"),
 }
 

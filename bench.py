@@ -3,7 +3,6 @@
     python bench.py verifier     # time and accuracy of reward.py, beside Math-Verify where that is installed
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+import data
 import reward
 
 HERE = Path(__file__).resolve().parent
@@ -114,7 +114,7 @@ SECTIONS = {"verifier": verifier}  # name of the section: its function, which ta
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = data.Parser(description=__doc__.splitlines()[0])
     sections = parser.add_subparsers(dest="section", required=True, metavar="section")
     flags = sections.add_parser("verifier", help="time and accuracy of reward.py, beside Math-Verify")
     flags.add_argument("--rows", type=int, default=500, help="MATH golds for Math-Verify, which is slow")

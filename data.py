@@ -153,7 +153,7 @@ def encode(tokenizer, queries):
 
 
 class Parser(argparse.ArgumentParser):
-    """What all the scripts read their flags with: a bad one gets one sentence, without a screenful of usage."""
+    """What the scripts read their flags with: a bad one gets one sentence, without a screenful of usage."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")

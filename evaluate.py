@@ -38,8 +38,8 @@ def judge(tokenizer, queries, rollouts):
         query = queries[i // n]
         if one.cut:
             text = re.sub(r"####[^\n]*\Z", "", text)
-        in_format[i] = reward.extract_answer(text, query.form) is not None
-        right[i] = in_format[i] and reward.is_correct(text, query.gold, query.form)
+        verdict = reward.judge(text, query.gold, query.form)
+        in_format[i], right[i] = verdict.extracted is not None, verdict.correct
     return right, in_format, texts
 
 
@@ -54,6 +54,12 @@ def mean_and_se(values):
     """(mean, its standard error) of one value a query; the error is nan for a single query."""
     values = np.asarray(values, dtype=float)
     return values.mean(), values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def spread(right):
+    """Standard deviation of the success rate between queries, right [queries, samples], sampling noise taken out."""
+    p = right.mean(axis=1)
+    return max(0.0, p.var(ddof=1) - (p * (1 - p) / (right.shape[1] - 1)).mean()) ** 0.5
 
 
 def success(model, tokenizer, queries, samples, *, max_new_tokens, temperature=1.0, seed=0, progress=None):

@@ -41,7 +41,7 @@ class Run:
     """The model, its optimizer, the data and the counters of one run; raises ValueError for what cannot be run."""
 
     def __init__(self, args):
-        self.args, self.out = args, args.out
+        self.args, self.out, self.checkpoint = args, args.out, args.out / "checkpoint.pt"
         self.model, self.tokenizer = rollout.load(args.model)
         self.ends = rollout.end_ids(self.model, self.tokenizer)
         train_set = data.load(args.data, "train")
@@ -68,7 +68,7 @@ class Run:
         self.windows, self.stop = {}, False
         if args.resume:
             self.resume()
-        elif (self.out / "config.json").exists():
+        elif (self.out / "config.json").exists() or self.checkpoint.exists():
             raise ValueError(f"--out {self.out} holds a run already: add --resume to go on with it, or name another")
         else:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,6 @@ class Run:
     def log(self, name, line):
         with open(self.out / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def evaluated(self, number):
-        return any(line["round"] == number for line in report.read_lines(self.out / "evals.jsonl"))
 
     def evaluate(self, number, final):
         """Lines of evals.jsonl: pass@1 on train and test, one sample a query, temperature 1; pass@k if `final`."""
@@ -111,8 +108,9 @@ class Run:
             if split == "test":
                 line["kl"] = self.distance(queries[:64], rollouts[:64]) if number else 0.0
             line["right"] = right[:, 0].astype(int).tolist()
-            self.log("evals", {key: None if value != value else value for key, value in line.items()})
-            said.append(f"{split} {value:.3f} ± {se:.3f}")
+            line = {key: None if value != value else value for key, value in line.items()}
+            self.log("evals", line)
+            said.append(f"{split} {value:.3f}{report.plus_minus(line['se'])}")
         tqdm.write(f"round {number:>4}: pass@1 " + ", ".join(said))
 
     @torch.no_grad()
@@ -132,8 +130,8 @@ class Run:
         self.seconds, self.since = self.seconds + now - self.since, now
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "windows": self.windows,
                  **{key: getattr(self, key) for key in ("round", "rollouts", "tokens", "regret", "seconds")}}
-        torch.save(state, self.out / "checkpoint.tmp")
-        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+        torch.save(state, self.checkpoint.with_suffix(".tmp"))
+        os.replace(self.checkpoint.with_suffix(".tmp"), self.checkpoint)
 
     def resume(self):
         try:
@@ -144,16 +142,17 @@ class Run:
             if key != "rounds" and before.get(key) != value:
                 raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
                                  f"not {value}")
-        if (self.out / "checkpoint.pt").exists():
+        kept = -1  # without a checkpoint not even the evaluation before round 1
+        if self.checkpoint.exists():
             try:
-                state = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+                state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             except Exception as error:  # a damaged zip, a damaged pickle: torch raises many kinds
-                raise ValueError(f"--resume: {self.out / 'checkpoint.pt'} cannot be read ({error})") from None
+                raise ValueError(f"--resume: {self.checkpoint} cannot be read ({error})") from None
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             for key in ("windows", "round", "rollouts", "tokens", "regret", "seconds"):
                 setattr(self, key, state[key])
-        kept = self.round if (self.out / "checkpoint.pt").exists() else -1
+            kept = self.round
         for name in ("metrics", "evals"):  # rounds after the checkpoint are run again, so their lines go
             lines = [line for line in report.read_lines(self.out / f"{name}.jsonl") if line["round"] <= kept]
             write(self.out / f"{name}.jsonl", lines, lines=True)

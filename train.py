@@ -100,7 +100,8 @@ def parse(argv=None):
             parser.error(f"--{name.replace('_', '-')} {value} must be a finite number")
     if args.kl_estimator != parser.get_default("kl_estimator") and not args.kl:
         parser.error(f"--kl-estimator {args.kl_estimator} is of no use without --kl")
-    if (args.clip_low, args.clip_high) != (0.2, 0.2) and args.epochs_per_round == 1:
+    if args.epochs_per_round == 1 and any(getattr(args, name) != parser.get_default(name)
+                                          for name in ("clip_low", "clip_high")):
         parser.error("--clip-low and --clip-high do nothing at one step a round, where the ratio is 1: give "
                      "--epochs-per-round too")
     try:
@@ -136,7 +137,7 @@ def train(args):
     sampling = dict(max_new_tokens=args.max_new_tokens, end_ids=ends)
     reference = rollout.load(args.model)[0] if args.kl else None
     handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-    if run.round == 0 and not run.evaluated(0):
+    if not run.checkpoint.exists():
         run.evaluate(0, final=True)
         run.save()
     bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None, dynamic_ncols=True)
@@ -186,6 +187,7 @@ def train(args):
             micro_tokens=args.micro_tokens)
         clock.append(time.perf_counter())
 
+        reward = rewards.mean().item()
         tokens = sum(len(r.tokens) for r in rollouts + greedy)
         run.round += 1
         run.rollouts += len(rollouts) + len(greedy)
@@ -193,7 +195,7 @@ def train(args):
         run.regret += int((~right).sum() + (~right_greedy).sum())
         run.log("metrics", {
             "round": run.round,
-            "reward": rewards.mean().item(),
+            "reward": reward,
             "accuracy": float(right.mean()),
             "regret": run.regret,
             "in_format": float(in_format.mean()),
@@ -209,8 +211,7 @@ def train(args):
             "seconds_reward": clock[2] - clock[1],
             "seconds_update": clock[3] - clock[2],
         })
-        now = rewards.mean().item()
-        smooth = now if smooth is None else 0.95 * smooth + 0.05 * now
+        smooth = reward if smooth is None else 0.95 * smooth + 0.05 * reward
         bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)
         bar.update()
 

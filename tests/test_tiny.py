@@ -120,10 +120,8 @@ def test_base_models_are_right_sometimes(name, problem_set):
     model, tokenizer = rollout.load(f"tiny-{name}")
     queries = data.load(f"tiny-{problem_set}", "train")
     right, _, _ = evaluate.success(model, tokenizer, queries, 16, max_new_tokens=64, seed=1)
-    p = right.mean(axis=1)
-    spread = (p.var(ddof=1) - (p * (1 - p) / 15).mean()) ** 0.5  # less what 16 samples a query add
-    assert 0.15 <= p.mean() <= 0.5 and right.any(axis=1).mean() >= 0.7
-    assert spread >= 0.195  # 0.2; the standard error of this estimate is about 0.005
+    assert 0.15 <= right.mean() <= 0.5 and right.any(axis=1).mean() >= 0.7
+    assert evaluate.spread(right) >= 0.195  # 0.2; the standard error of this estimate is about 0.005
 
 
 @pytest.mark.slow

@@ -160,9 +160,7 @@ def measure(path):
         queries = data.load(f"tiny-{problem_set}", "train")
         right, in_format, _ = evaluate.success(model, tokenizer, queries, 16, max_new_tokens=64, seed=1)
         greedy, _, _ = evaluate.success(model, tokenizer, queries, 1, max_new_tokens=64, temperature=0)
-        p = right.mean(axis=1)
-        spread = max(0.0, p.var(ddof=1) - (p * (1 - p) / 15).mean()) ** 0.5  # less what 16 samples a query add
-        values = p.mean(), in_format.mean(), right.any(axis=1).mean(), greedy.mean(), spread
+        values = right.mean(), in_format.mean(), right.any(axis=1).mean(), greedy.mean(), evaluate.spread(right)
         print(f"| {path} | tiny-{problem_set} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
