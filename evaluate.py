@@ -62,19 +62,18 @@ def spread(right):
     return max(0.0, p.var(ddof=1) - (p * (1 - p) / (right.shape[1] - 1)).mean()) ** 0.5
 
 
-def success(model, tokenizer, queries, samples, *, max_new_tokens, temperature=1.0, seed=0, progress=None):
-    """(right, in_format) [queries, samples] of bool, and the rollouts; sampled at `temperature`, 0 is greedy."""
-    prompts, ends = data.encode(tokenizer, queries), rollout.end_ids(model, tokenizer)
-    step = max(1, 512 // samples)  # queries at a time, for the progress bar's sake
-    done = []
-    hidden = True if progress is None else None  # None: shown on a terminal only
-    for start in tqdm(range(0, len(queries), step), desc=progress, disable=hidden, leave=False):
-        done += rollout.sample(model, prompts[start:start + step], samples, max_new_tokens=max_new_tokens,
-                               end_ids=ends, temperature=temperature,
-                               seed=int(np.random.SeedSequence([seed, start]).generate_state(1)[0]))
-    right, in_format, _ = judge(tokenizer, queries, done)
+def success(model, tokenizer, queries, samples, *, temperature=1.0, seed=0, progress=None, **sampling):
+    """(right, in_format) [queries, samples] of bool, and the rollouts; sampled at `temperature`, 0 is greedy.
+
+    progress: the words beside a bar, shown on a terminal only; sampling: what else rollout.sample takes.
+    """
+    with tqdm(total=len(queries) * samples, desc=progress, disable=True if progress is None else None,
+              leave=False) as bar:
+        rollouts = rollout.sample(model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
+                                  end_ids=rollout.end_ids(model, tokenizer), progress=bar.update, **sampling)
+    right, in_format, _ = judge(tokenizer, queries, rollouts)
     shape = (len(queries), samples)
-    return right.reshape(shape), in_format.reshape(shape), done
+    return right.reshape(shape), in_format.reshape(shape), rollouts
 
 
 def main():
@@ -87,30 +86,36 @@ def main():
     parser.add_argument("--samples", type=int, default=16, help="completions a query; pass@k for k = 1, 2, 4, ... ")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--cache-tokens", type=int, help="bound on the memory: the tokens kept in the cache at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="a file for one JSON line per query (default: none)")
     args = parser.parse_args()
     try:
-        if args.samples < 1 or (args.queries is not None and args.queries < 1):
-            raise ValueError("--samples and --queries must be at least 1")
-        if args.temperature <= 0:
-            raise ValueError(f"--temperature {args.temperature:g} must be above 0 (greedy is always shown beside it)")
-        if args.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
-        queries = data.load(args.data, args.split)[:args.queries]
-        loaded = [(name, *rollout.load(name)) for name in filter(None, (args.model, args.against))]
-        if args.out:
-            Path(args.out).write_text("")  # said now if it cannot be written, not after the sampling
+        compare(args)
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
 
+
+def compare(args):
+    """Print what the flags ask for; raises ValueError, in one sentence, for a bad one."""
+    if args.samples < 1 or (args.queries is not None and args.queries < 1):
+        raise ValueError("--samples and --queries must be at least 1")
+    if args.temperature <= 0:
+        raise ValueError(f"--temperature {args.temperature:g} must be above 0 (greedy is always shown beside it)")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+    queries = data.load(args.data, args.split)[:args.queries]
+    loaded = [(name, *rollout.load(name)) for name in filter(None, (args.model, args.against))]
+    rollout.use_threads(loaded[0][1])
+    if args.out:
+        Path(args.out).write_text("")  # said now if it cannot be written, not after the sampling
+
     shares = []
     for name, model, tokenizer in loaded:
-        length = args.max_new_tokens
-        right, in_format, _ = success(model, tokenizer, queries, args.samples, max_new_tokens=length, seed=args.seed,
-                                      temperature=args.temperature, progress=f"{name}, sampled")
-        greedy, _, _ = success(model, tokenizer, queries, 1, max_new_tokens=length, temperature=0,
-                               progress=f"{name}, greedy")
+        sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=args.cache_tokens)
+        right, in_format, _ = success(model, tokenizer, queries, args.samples, temperature=args.temperature,
+                                      seed=args.seed, progress=f"{name}, sampled", **sampling)
+        greedy, _, _ = success(model, tokenizer, queries, 1, temperature=0, progress=f"{name}, greedy", **sampling)
         shares.append(right.mean(axis=1))
         print(f"\n{name} on {args.data}, {args.split}: {len(queries)} queries x {args.samples} samples at "
               f"temperature {args.temperature:g}; value ± standard error")

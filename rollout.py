@@ -3,24 +3,38 @@
     python rollout.py --model tiny-qwen2 --data tiny-gsm        # print a few completions
 
 The loop is ours, over the transformers model (not `generate`), because an estimator of the policy gradient needs to
-know exactly which distribution each token came from:
-- a prompt goes through the model once ("prefill"); its cached keys and values are then copied to its n rollouts;
+know exactly which distribution each token came from, and because most of the time of a run goes here:
 - one token a row and step is drawn from softmax(logits / temperature), nothing cut off: no top-k, no top-p, no
   penalties, whatever generation_config.json asks for. What is sampled from is what is differentiated later;
-- a row retires at any of the model's end-of-sequence ids (several are usual), that token included, and the batch
-  shrinks;
-- each rollout has its own random numbers, one per position, so what it becomes does not depend on its neighbours.
+- a row ends at any of the model's end-of-sequence ids (several are usual), that token included;
+- continuous batching: a row that ends makes room at once, and others come in when enough is free, so one long
+  completion holds up nobody; any number of prompts goes through, within a bound on the cache;
+- a prompt goes through the model once ("prefill"), and its keys and values are copied to the rows of its n rollouts;
+- each rollout has its own random numbers, one per position, so what it becomes depends neither on its neighbours nor
+  on the bound;
+- on a GPU a block of steps runs without waiting for the host, each step the replay of a CUDA graph.
 
-Left out, with reason: beam search and top-p (another policy than the one trained). Token ids only, never text.
+Read `sample` first: the loop. `Table` keeps the books on the host, `Engine` holds the cache and does the arithmetic.
+
+Left out, with reason: beam search and top-p (another policy than the one trained); a paged cache (rows of one width
+waste some memory, but any attention can read them); attention that reads the prompt's keys once for all its rollouts
+(a kernel of its own); speculative decoding (a second model). Token ids only, never text.
 """
 
+import contextlib
+import copy
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
 TINY = Path(__file__).parent / "tiny"
@@ -32,89 +46,381 @@ class Rollout(NamedTuple):
     cut: bool  # True if max_new_tokens came before the end-of-sequence token
 
 
+class Pace(NamedTuple):
+    rows: int  # decoded at a time, at most
+    every: int  # steps from one look at which rows have ended to the next
+    grain: int  # the cached positions that a step reads are a multiple of this
+    prefill: int  # prompt tokens of one forward pass
+
+
+# A look costs nothing on the CPU, and every position does; a GPU must not wait for the host, and needs few sizes.
+PACES = {"cpu": Pace(rows=128, every=1, grain=1, prefill=1024),
+         "cuda": Pace(rows=512, every=16, grain=128, prefill=16384)}
+
+
 @torch.no_grad()
-def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, max_rows=512):
+def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, cache_tokens=None, dtype=None,
+           compiled=False, progress=None):
     """n rollouts of each prompt: a list of len(prompts) * n Rollouts, those of one prompt side by side.
 
     prompts: list of lists of token ids, of any lengths; end_ids: the ids that end a completion.
     temperature 0 is greedy decoding, whose log-probabilities are those at temperature 1.
-    max_rows bounds the rows, hence the memory, that are decoded at a time. The same seed gives the same rollouts.
+    The same seed gives the same rollouts. cache_tokens bounds the memory, not the result: the number of tokens whose
+    keys and values are kept at a time (default: what half of the free memory holds).
+    dtype: of the computation (default: bfloat16 on a GPU, the model's own elsewhere), in a copy of the weights that
+    follows the model. compiled: the step goes through torch.compile. progress: is called with the number of rollouts
+    that have just ended.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise ValueError(f"n and max_new_tokens must be at least 1 and temperature at least 0, "
                          f"not {n}, {max_new_tokens} and {temperature}")
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens")
-    was_training = model.training
-    model.eval()  # dropout would make the samples come from another policy
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(prompts) * n, max_new_tokens, generator=generator, dtype=torch.float64)
-    rollouts = [None] * len(noise)
-    # Prompts of like length share a wave, so that little of its cache is padding.
+    pace = PACES.get(model.device.type, PACES["cpu"])
+    width = max(map(len, prompts), default=0) + max_new_tokens + pace.every  # the last block may run past the end
+    engine = engine_of(model, pace, min(len(prompts) * n, pace.rows), width, cache_tokens, dtype, compiled)
+    table = Table(engine.rows, max_new_tokens, pace.every, end_ids, seed)
+
+    # Taken from the end, the longest prompts first: like stands beside like, so little of a prefill is padding, and
+    # the longest work does not begin last. A prompt of more rollouts than there are rows comes in parts.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_wave = max(1, max_rows // n)
-    for start in range(0, len(order), per_wave):
-        wave = order[start:start + per_wave]
-        rows = torch.tensor([i * n + j for i in wave for j in range(n)])
-        done = decode(model, [prompts[i] for i in wave], n, max_new_tokens, end_ids, temperature, noise[rows])
-        for row, rollout in zip(rows.tolist(), done, strict=True):
-            rollouts[row] = rollout
-    model.train(was_training)
+    waiting = [range(i * n + part, min(i * n + part + engine.rows, i * n + n))
+               for i in order for part in range(0, n, engine.rows)]
+    rollouts = [None] * (len(prompts) * n)
+    with engine.sampling_from(model):
+        while waiting or table.live:
+            free = engine.rows - table.live
+            if waiting and (not table.live or free >= max(engine.rows // 8, len(waiting[-1]))):
+                groups = []
+                while waiting and len(waiting[-1]) <= free:
+                    groups.append(waiting.pop())
+                    free -= len(groups[-1])
+                engine.prefill([prompts[group[0] // n] for group in groups], [len(group) for group in groups],
+                               first=table.live)
+                for group in groups:
+                    table.admit(group, prompts[group[0] // n])
+            tokens, logprobs = engine.decode(*table.next_steps(), temperature)
+            ended, holes, movers = table.take_in(tokens, logprobs)
+            engine.move(holes, movers)
+            for number, rollout in ended:
+                rollouts[number] = rollout
+            if progress and ended:
+                progress(len(ended))
     return rollouts
 
 
-def decode(model, prompts, n, max_new_tokens, end_ids, temperature, noise):
-    """One wave: the rollouts of `prompts`, n each. noise: [rows, max_new_tokens] in [0, 1)."""
-    device = model.device
-    width, rows = max(map(len, prompts)), len(prompts) * n
-    # Left padding puts the last prompt token of all rows into one column; positions count from the first real one.
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-    pad = torch.tensor([width - len(p) for p in prompts], device=device)
-    columns = torch.arange(width + max_new_tokens, device=device)
-    visible = columns >= pad[:, None]  # [prompts, width + max_new_tokens]: every column but the padding
-    causal = columns[:width] <= columns[:width, None]
-    itself = torch.eye(width, dtype=torch.bool, device=device)  # gives a padding token something to attend to
-    layers = [Columns(max_new_tokens) for _ in range(model.config.num_hidden_layers)]
-    cache = Cache(layers=layers)
-    logits = forward(model, ids, causal & visible[:, None, None, :width] | itself,
-                     (columns[:width] - pad[:, None]).clamp(min=0), cache)
-
-    expand = torch.arange(len(prompts), device=device).repeat_interleave(n)
-    for layer in layers:
-        layer.keep(expand)
-    logits, visible, position = logits[expand], visible[expand], (width - pad)[expand]
-    noise, ends = noise.to(device), torch.tensor(sorted(end_ids), device=device)
-    tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
-    logprobs = torch.zeros(rows, max_new_tokens, device=device)
-    length = torch.full((rows,), max_new_tokens, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    live = torch.arange(rows, device=device)  # the rollout that each row of the cache belongs to
-    for t in range(max_new_tokens):
-        token, logprob = draw(logits, temperature, noise[live, t])
-        tokens[live, t], logprobs[live, t] = token, logprob
-        ends_now = torch.isin(token, ends) & ~ended[live]
-        if ends_now.any():
-            length[live[ends_now]] = t + 1
-            ended[live[ends_now]] = True
-            stay = (~ended[live]).nonzero().squeeze(1)
-            if len(stay) == 0:
-                break
-            if len(stay) <= 0.75 * len(live):  # to retire rows copies the cache: not for every single one
-                live, token, visible, position = live[stay], token[stay], visible[stay], position[stay]
-                for layer in layers:
-                    layer.keep(stay)
-        if t + 1 < max_new_tokens:
-            mask = visible[:, None, None, :width + t + 1]
-            logits = forward(model, token[:, None], mask, position[:, None], cache)
-            position = position + 1
-    return [Rollout(tokens_row[:k], logprobs_row[:k], not was_ended) for tokens_row, logprobs_row, k, was_ended in
-            zip(tokens.tolist(), logprobs.tolist(), length.tolist(), ended.tolist(), strict=True)]
+# --- the host's side: who sits in which row ---------------------------------------------------------------------
 
 
-def forward(model, ids, mask, positions, cache):
-    """Logits [rows, vocabulary] after the last of `ids` [rows, columns]; mask: True where attention may look."""
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                 logits_to_keep=1).logits[:, -1]
+class Table:
+    """Which rollout each row holds, and what it has so far. Rows 0 to live - 1 are in use, without a gap."""
+
+    def __init__(self, rows, max_new_tokens, every, end_ids, seed):
+        self.live, self.max_new_tokens, self.every, self.seed = 0, max_new_tokens, every, seed
+        self.ends = np.array(sorted(end_ids), dtype=np.int64)
+        self.number = np.zeros(rows, dtype=np.int64)  # of the rollout, in the order of the result
+        self.token = np.zeros(rows, dtype=np.int64)  # what goes into the model next,
+        self.position = np.zeros(rows, dtype=np.int64)  # and at which position
+        self.length = np.zeros(rows, dtype=np.int64)  # tokens drawn so far
+        self.tokens = np.zeros((rows, max_new_tokens + every), dtype=np.int64)
+        self.logprobs = np.zeros((rows, max_new_tokens + every), dtype=np.float32)
+        self.noise = np.zeros((rows, max_new_tokens + every))  # in [0, 1): one number a position
+        self.columns = self.number, self.token, self.position, self.length, self.tokens, self.logprobs, self.noise
+
+    def admit(self, numbers, prompt):
+        """The next free rows are for these rollouts of a prompt; its last token goes into the model first."""
+        for row, number in enumerate(numbers, self.live):
+            self.number[row], self.token[row], self.position[row] = number, prompt[-1], len(prompt) - 1
+            self.length[row] = 0
+            # Philox counts: a rollout has its own block of numbers, whatever was drawn before
+            block = np.random.Philox(key=self.seed, counter=[0, number, 0, 0])
+            self.noise[row] = np.random.Generator(block).random(self.noise.shape[1])
+        self.live += len(numbers)
+
+    def next_steps(self):
+        """(token [live], position [live], noise [steps, live]); fewer steps where all rows are full before."""
+        length = self.length[:self.live]
+        steps = min(self.every, self.max_new_tokens - length.min())
+        noise = self.noise[np.arange(self.live), length + np.arange(steps)[:, None]]
+        return self.token[:self.live], self.position[:self.live], noise
+
+    def take_in(self, tokens, logprobs):
+        """Write down what was drawn, [steps, live] each, and let go of what has ended.
+
+        Returns the ended as pairs (number, Rollout), and how the rows close up: row movers[i] is now row holes[i].
+        """
+        (steps, live), before = tokens.shape, self.length[:self.live]
+        places = np.arange(live), before + np.arange(steps)[:, None]
+        self.tokens[places], self.logprobs[places] = tokens, logprobs
+        is_end = (tokens[:, :, None] == self.ends).any(axis=2)
+        # tokens up to the first end of this block; without one, more than there may be
+        length = np.where(is_end.any(axis=0), before + is_end.argmax(axis=0) + 1, self.max_new_tokens + 1)
+        self.length[:live] += steps
+        self.position[:live] += steps
+        self.token[:live] = tokens[-1]
+        over = (length <= self.max_new_tokens) | (self.length[:live] >= self.max_new_tokens)
+        ended = []
+        for row in over.nonzero()[0]:
+            kept = min(length[row], self.max_new_tokens)
+            rollout = Rollout(self.tokens[row, :kept].tolist(), self.logprobs[row, :kept].tolist(),
+                              cut=bool(length[row] > self.max_new_tokens))
+            ended.append((self.number[row], rollout))
+        self.live -= len(ended)
+        holes, movers = over[:self.live].nonzero()[0], self.live + (~over[self.live:]).nonzero()[0]
+        if len(holes):
+            for column in self.columns:
+                column[holes] = column[movers]
+        return ended, holes, movers
+
+
+# --- the device's side: the cache, and the step -----------------------------------------------------------------
+
+ENGINES = weakref.WeakKeyDictionary()  # model -> its engine: the cache and the captured steps serve many calls
+
+
+def engine_of(model, pace, rows, width, cache_tokens, dtype, compiled):
+    """The model's engine, made anew where the one it has does not serve: too small, or larger than the bound."""
+    dtype = dtype or (torch.bfloat16 if model.device.type == "cuda" else model.dtype)
+    width = -(-width // pace.grain) * pace.grain
+    engine = ENGINES.get(model)
+    if cache_tokens is None:
+        held = engine.rows * engine.width if engine else 0
+        token_bytes = 2 * np.prod(cache_shape(model)) * dtype.itemsize
+        cache_tokens = max(width, held + int(free_memory(model.device) / 2 / token_bytes))
+    if cache_tokens < width:
+        raise ValueError(f"--cache-tokens {cache_tokens} cannot hold one rollout: the longest prompt and "
+                         f"--max-new-tokens need {width}")
+    rows = max(1, min(rows, cache_tokens // width))
+    fits = engine and engine.rows >= rows and engine.width >= width and engine.rows * engine.width <= cache_tokens
+    if not fits or (engine.dtype, engine.compiled) != (dtype, compiled):
+        ENGINES.pop(model, None)
+        engine = None  # its memory goes before the new one's comes
+        engine = ENGINES[model] = Engine(model, pace, rows, width, dtype, compiled)
+    return engine
+
+
+def cache_shape(model):
+    """(layers, heads, head size) of the cached keys."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, size
+
+
+def free_memory(device):
+    """Bytes that can still be had; 4 GiB where the system does not tell."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 * 2**30
+
+
+class Engine:
+    """The cache, `rows` rows of `width` tokens, and the step that decodes them. Knows nothing of rollouts."""
+
+    def __init__(self, model, pace, rows, width, dtype, compiled):
+        device = model.device
+        self.pace, self.rows, self.width, self.dtype, self.compiled = pace, rows, width, dtype, compiled
+        self.policy = self.copy = None
+        if dtype != model.dtype:
+            self.copy = copy.deepcopy(model).eval()
+            for parameter in self.copy.parameters():  # not .to(dtype): it would round the rotary frequencies too
+                parameter.data = parameter.data.to(dtype)
+        # What a step reads stays in one place, as a captured step needs it.
+        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.noise = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.places = torch.arange(width, device=device)
+        # Where the cache writes and reads: set before each pass, read by all layers.
+        self.at = SimpleNamespace(filling=None, rows=0, length=0, row=torch.arange(rows, device=device),
+                                  position=self.position)
+        layers, heads, size = cache_shape(model)
+        self.cache = Cache(layers=[
+            Slots(self.at, torch.zeros(2, rows, heads, width, size, dtype=dtype, device=device), last=i == layers - 1)
+            for i in range(layers)])
+        self.graphs = {} if device.type == "cuda" else None
+        self.forward = torch.compile(forward) if compiled else forward
+
+    @contextlib.contextmanager
+    def sampling_from(self, model):
+        """The weights of now, our attention, and no dropout, which would be another policy."""
+        training, attention = model.training, model.config._attn_implementation
+        self.policy = model if self.copy is None else self.copy
+        if self.copy is not None:
+            torch._foreach_copy_(list(self.copy.parameters()), list(model.parameters()))
+        model.eval()
+        self.policy.set_attn_implementation("grouped")
+        try:
+            yield
+        finally:
+            model.train(training)
+            model.set_attn_implementation(attention)
+            self.policy = None  # an engine must not keep its model alive
+
+    def prefill(self, prompts, copies, first):
+        """Cache all but the last token of each prompt, longest first, in copies[i] rows each, from row `first` on.
+
+        The last token is the first to be decoded: no logits are needed here, nor anything behind the keys and values
+        of the last layer, whose cache ends the pass. Padding on the right needs no mask: no token looks at it, and
+        positions count from 0; the cache keeps it until it is written over, unseen.
+        """
+        row = first
+        while prompts and len(prompts[0]) > 1:
+            width = len(prompts[0]) - 1
+            count = max(1, self.pace.prefill // width)
+            ids = torch.zeros(len(prompts[:count]), width, dtype=torch.long)
+            for i, prompt in enumerate(prompts[:count]):
+                ids[i, :len(prompt) - 1] = torch.tensor(prompt[:-1])
+            source = torch.arange(len(ids)).repeat_interleave(torch.tensor(copies[:count]))
+            self.at.filling = slice(row, row + len(source)), source.to(self.token.device)
+            with contextlib.suppress(Filled):
+                self.policy(input_ids=ids.to(self.token.device), past_key_values=self.cache, use_cache=True,
+                            logits_to_keep=1)
+            row += len(source)
+            prompts, copies = prompts[count:], copies[count:]
+        self.at.filling = None
+
+    def decode(self, token, position, noise, temperature):
+        """Draw len(noise) tokens for each of the first rows: (tokens, log-probabilities), [steps, rows] on the host.
+
+        token, position [rows]: what goes into the model first; noise [steps, rows].
+        """
+        steps, live = noise.shape
+        rows, length = live, position.max() + steps
+        if self.graphs is not None:  # few sizes: a step is captured for each. The rows too many decode nonsense
+            rows = min(2 ** (live - 1).bit_length(), self.rows)
+        self.length = length = -(-length // self.pace.grain) * self.pace.grain
+        noise = torch.from_numpy(noise).to(self.noise.device)
+        self.position.zero_()
+        self.position[:live, 0] = torch.from_numpy(position)
+        self.token[:live, 0] = torch.from_numpy(token)
+        drawn = []
+        for numbers in noise:
+            self.noise[:live] = numbers
+            tokens, logprobs = self.replay(rows, length, temperature)
+            drawn.append((tokens[:live].clone(), logprobs[:live].clone()))
+            self.token[:rows, 0] = tokens
+            self.position[:rows] += 1
+        return [torch.stack(parts).cpu().numpy() for parts in zip(*drawn, strict=True)]
+
+    def step(self, rows, length, temperature):
+        """A token and its log-probability for each of the first `rows` rows, looking at `length` positions."""
+        self.at.rows, self.at.length = rows, length
+        position = self.position[:rows]
+        mask = torch.zeros(rows, length, dtype=self.dtype, device=position.device)
+        mask.masked_fill_(self.places[:length] > position, -torch.inf)
+        logits = self.forward(self.policy, self.cache, self.token[:rows], position, mask[:, None, None])
+        return draw(logits, temperature, self.noise[:rows])
+
+    def replay(self, *key):
+        """The step; on a GPU captured once for each (rows, length, temperature) and replayed from then on."""
+        if self.graphs is not None and key not in self.graphs:
+            try:
+                self.graphs[key] = self.capture(key)
+            except RuntimeError as error:
+                reason = str(error).strip().split("\n")[0]
+                print(f"rollout.py: sampling without CUDA graphs, which is slower ({reason})", file=sys.stderr)
+                self.graphs = None
+        if self.graphs is None:
+            return self.step(*key)
+        graph, outputs = self.graphs[key]
+        graph.replay()
+        return outputs
+
+    def capture(self, key):
+        """(graph, its outputs). To run a step changes nothing but the cache where it writes anyway."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what libraries set up at first use must not be captured
+                self.step(*key)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = self.step(*key)
+        return graph, outputs
+
+    def move(self, holes, movers):
+        """Rows `movers` of the cache take the places of rows `holes`."""
+        if len(holes):
+            holes, movers = (torch.from_numpy(rows).to(self.token.device) for rows in (holes, movers))
+            for layer in self.cache.layers:
+                layer.both[:, holes, :, :self.length] = layer.both[:, movers, :, :self.length]
+
+
+def forward(policy, cache, token, position, mask):
+    """Logits [rows, vocabulary] after one more token a row; all [rows, 1] but the mask, [rows, 1, 1, length]."""
+    return policy(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
+                  logits_to_keep=1).logits[:, -1]
+
+
+class Filled(Exception):
+    """The last layer has its keys and values: the rest of a prefill is not needed."""
+
+
+class Slots(CacheLayerMixin):
+    """The keys and values of one layer, both [2, rows, heads, width, head size], each written at (row, position).
+
+    transformers' own caches copy everything at every token, or have one length for all rows.
+    """
+
+    is_sliding = False
+
+    def __init__(self, at, both, last):
+        super().__init__()
+        # `both` comes as zeros: what is masked is still multiplied, by 0, and 0 * nan is nan
+        self.at, self.both, self.last, self.is_initialized = at, both, last, True
+        self.keys, self.values = both
+
+    def update(self, keys, values, *args, **kwargs):
+        at = self.at
+        if at.filling:
+            rows, source = at.filling
+            self.keys[rows, :, :keys.shape[2]] = keys[source]
+            self.values[rows, :, :keys.shape[2]] = values[source]
+            if self.last:
+                raise Filled
+            return keys, values
+        place = at.row[:at.rows], slice(None), at.position[:at.rows, 0]
+        self.keys[place], self.values[place] = keys[:, :, 0], values[:, :, 0]
+        return self.keys[:at.rows, :, :at.length], self.values[:at.rows, :, :at.length]
+
+    def lazy_initialization(self, keys, values):
+        pass
+
+    def get_seq_length(self, *args):
+        return 0  # before a prefill there is nothing; a step is told its mask and its positions
+
+    def get_mask_sizes(self, query_length):
+        return query_length, 0
+
+    def get_max_length(self):
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in older releases of transformers
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """One query a row over the cache: query heads that share their keys become the queries of one head.
+
+    So the cache is read where it stands; to repeat it for every head would copy it whole at every step.
+    query [rows, heads, 1, size]; key, value [rows, shared heads, length, size]; to transformers' AttentionInterface.
+    """
+    rows, heads, columns, size = query.shape
+    if columns > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query.view(rows, key.shape[1], -1, size), key, value, attn_mask=attention_mask, scale=scaling)
+    return output.reshape(rows, 1, heads, size), None
+
+
+AttentionInterface.register("grouped", grouped_attention)
+AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
 def draw(logits, temperature, u):
@@ -122,62 +428,25 @@ def draw(logits, temperature, u):
 
     Cumulated in float64: in float32 a third of a vocabulary of 150,000 tokens would get no width at all.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = torch.log_softmax(logits / (temperature or 1), dim=-1)
     if temperature == 0:
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        token = logprobs.argmax(dim=-1)
+        token = logprobs.argmax(dim=-1, keepdim=True)
     else:
-        logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
-        cumulative = logprobs.double().exp().cumsum(dim=-1)
-        token = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True).squeeze(1)
-        token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None]).squeeze(1)
-
-
-class Columns(CacheLayerMixin):
-    """The cached keys and values of one layer, [rows, heads, columns, head size], written column after column.
-
-    transformers' own dynamic cache copies everything at every token; this one makes room for `extra` more columns
-    when rows are chosen after the prefill, and then writes in place.
-    """
-
-    is_sliding = False
-
-    def __init__(self, extra):
-        super().__init__()
-        self.extra, self.used = extra, 0
-
-    def lazy_initialization(self, keys, values):
-        self.is_initialized = True
-
-    def update(self, keys, values, *args, **kwargs):
-        new = keys.shape[2]
-        if self.keys is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys[:, :, self.used:self.used + new] = keys
-            self.values[:, :, self.used:self.used + new] = values
-        self.used += new
-        return self.keys[:, :, :self.used], self.values[:, :, :self.used]
-
-    def keep(self, rows):
-        """Keep these rows, in this order (a row may be named several times)."""
-        room = self.used + self.extra if self.keys.shape[2] == self.used else self.keys.shape[2]
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty(len(rows), old.shape[1], room, old.shape[3])
-            new[:, :, :self.used] = old[rows, :, :self.used]
-            setattr(self, name, new)
-
-    def get_seq_length(self, *args):
-        return self.used
-
-    def get_mask_sizes(self, query_length):
-        return self.used + query_length, 0
-
-    def get_max_length(self):
-        return -1
-
-    get_max_cache_shape = get_max_length  # its name in older releases of transformers
+        chances = logprobs.exp()
+        size = 1 if chances.shape[1] <= 4096 else 512
+        if size > 1:  # a large vocabulary: first the part of it, then the token there, so that less is written and read
+            parts = torch.nn.functional.pad(chances, (0, -chances.shape[1] % size)).view(len(chances), -1, size)
+            chances = parts.sum(dim=-1, dtype=torch.float64)
+        sums = chances.cumsum(dim=-1, dtype=torch.float64)
+        goal = u[:, None] * sums[:, -1:]
+        token = torch.searchsorted(sums, goal, right=True).clamp(max=sums.shape[1] - 1)
+        if size > 1:
+            goal = goal - (sums - chances).gather(1, token)
+            inside = parts.gather(1, token[:, :, None].expand(-1, -1, size)).squeeze(1)
+            token = size * token + torch.searchsorted(inside.cumsum(dim=-1, dtype=torch.float64), goal, right=True)
+        token = token.clamp(max=logits.shape[1] - 1)
+    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
 
 
 # --- loading a model -------------------------------------------------------------------------------------------
@@ -205,6 +474,16 @@ def load(name, device=None):
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
+def use_threads(model, threads=None):
+    """Set the CPU threads: those asked for, else what suits the model's size.
+
+    Below five million parameters a product is too small to be shared out well: two threads gained a quarter, two runs
+    side by side gain more. Above, as many as torch finds cores.
+    """
+    small = sum(p.numel() for p in model.parameters()) < 5_000_000
+    torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
+
+
 def end_ids(model, tokenizer):
     """All ids that end a completion: the generation config's (chat models name several) and the tokenizer's."""
     ids = model.generation_config.eos_token_id
@@ -222,6 +501,7 @@ if __name__ == "__main__":
     parser.add_argument("--rollouts", type=int, default=3, help="completions per query")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--cache-tokens", type=int, help="bound on the memory: the tokens kept in the cache at a time")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
@@ -229,9 +509,10 @@ if __name__ == "__main__":
             raise ValueError(f"--queries {args.queries} must be at least 1")
         queries = data.load(args.data, "test")[:args.queries]
         model, tokenizer = load(args.model)
+        use_threads(model)
         rollouts = sample(model, data.encode(tokenizer, queries), args.rollouts, seed=args.seed,
                           max_new_tokens=args.max_new_tokens, end_ids=end_ids(model, tokenizer),
-                          temperature=args.temperature)
+                          temperature=args.temperature, cache_tokens=args.cache_tokens)
     except (ValueError, OSError) as error:
         sys.exit(f"rollout.py: {error}")
     for i, query in enumerate(queries):

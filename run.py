@@ -43,7 +43,9 @@ class Run:
     def __init__(self, args):
         self.args, self.out, self.checkpoint = args, args.out, args.out / "checkpoint.pt"
         self.model, self.tokenizer = rollout.load(args.model)
+        rollout.use_threads(self.model, args.threads)
         self.ends = rollout.end_ids(self.model, self.tokenizer)
+        self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=args.cache_tokens, compiled=args.compile)
         train_set = data.load(args.data, "train")
         if args.levels:
             train_set = [query for query in train_set if query.level in args.levels]
@@ -90,19 +92,18 @@ class Run:
     def evaluate(self, number, final):
         """Lines of evals.jsonl: pass@1 on train and test, one sample a query, temperature 1; pass@k if `final`."""
         args, said = self.args, []
-        length = args.max_new_tokens
         for which, (split, queries) in enumerate((("train", self.train_set), ("test", self.test_set))):
             right, in_format, rollouts = evaluate.success(
-                self.model, self.tokenizer, queries, 1, max_new_tokens=length, seed=seed_of(args, 3 + which, number),
-                progress=f"pass@1, {split}")
+                self.model, self.tokenizer, queries, 1, seed=seed_of(args, 3 + which, number),
+                progress=f"pass@1, {split}", **self.sampling)
             value, se = evaluate.mean_and_se(right[:, 0])
             line = {"round": number, "split": split, "pass@1": value, "se": se, "in_format": in_format.mean(),
                     "length": np.mean([len(r.tokens) for r in rollouts]), "cut": np.mean([r.cut for r in rollouts])}
             if split == "test" and final and args.eval_samples > 1:
                 k = args.eval_samples
                 some = queries[:args.eval_queries]
-                right_k, _, _ = evaluate.success(self.model, self.tokenizer, some, k, max_new_tokens=length,
-                                                 seed=seed_of(args, 5, number), progress=f"pass@{k}, test")
+                right_k, _, _ = evaluate.success(self.model, self.tokenizer, some, k, seed=seed_of(args, 5, number),
+                                                 progress=f"pass@{k}, test", **self.sampling)
                 line[f"pass@{k}"], line[f"pass@{k}_se"] = evaluate.mean_and_se(
                     [evaluate.pass_at_k(k, int(c), k) for c in right_k.sum(axis=1)])
             if split == "test":
@@ -188,8 +189,8 @@ class Run:
         prompts = data.encode(self.tokenizer, queries)
         lines = []
         for when, model in (("before", base), ("after", self.model)):
-            rollouts = rollout.sample(model, prompts, each, max_new_tokens=self.args.max_new_tokens,
-                                      end_ids=self.ends, seed=seed_of(self.args, 6))
+            rollouts = rollout.sample(model, prompts, each, end_ids=self.ends, seed=seed_of(self.args, 6),
+                                      **self.sampling)
             right, _, texts = evaluate.judge(self.tokenizer, queries, rollouts)
             for i, one in enumerate(rollouts):
                 line = {"query": i // each, "prompt": queries[i // each].prompt, "gold": queries[i // each].gold,
@@ -206,7 +207,8 @@ class Run:
 
 
 def flags(args):
-    return {key: value for key, value in vars(args).items() if key not in ("out", "resume", "save_every")}
+    return {key: value for key, value in vars(args).items()
+            if key not in ("out", "resume", "save_every", "cache_tokens")}
 
 
 def write(path, value, lines=False):

@@ -50,6 +50,9 @@ def parse(argv=None):
          "advantage only: they get no gradient (default: %(default)s; the paper's 32 x 1 + 7 has 7)")
     flag("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities in the loss")
     flag("--max-new-tokens", type=int, default=64, help="completions are cut here (default: %(default)s)")
+    flag("--cache-tokens", type=int, help="bound on the sampler's memory: tokens in its cache at a time; changes no "
+         "result (default: what half of the free memory holds)")
+    flag("--compile", action="store_true", help="torch.compile the sampler's step: pays on a GPU, in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
     flag("--right-reward", type=float, default=1.0, help="reward of a right answer (default: %(default)s)")
@@ -82,11 +85,11 @@ def parse(argv=None):
     flag("--out", help="the run's folder (default: a new one in runs/, named after the flags that were changed)")
     flag("--resume", action="store_true", help="continue the run in --out (default: the newest of these flags)")
     flag("--save-every", type=int, default=50, help="rounds between checkpoints (default: %(default)s)")
-    flag("--threads", type=int, default=1, help="CPU threads; tiny models are no faster with more (default: 1)")
+    flag("--threads", type=int, help="CPU threads (default: one for a tiny model, else as many as there are cores)")
     args = parser.parse_args(argv)
 
     for name in ("rounds", "batch_size", "rollouts", "max_new_tokens", "epochs_per_round", "micro_tokens",
-                 "eval_samples", "eval_queries", "save_every", "threads", "queries"):
+                 "eval_samples", "eval_queries", "save_every", "threads", "queries", "cache_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
     for name in ("baseline_rollouts", "window", "eval_every", "seed", "clip_low", "clip_high", "kl", "weight_decay"):
@@ -112,7 +115,7 @@ def parse(argv=None):
     if args.out is None:
         changed = [f"{k.replace('_', '-')}={'+'.join(map(str, v)) if isinstance(v, list) else v}".replace("/", "_")
                    for k, v in vars(args).items()
-                   if v != parser.get_default(k) and k not in ("out", "resume", "threads")]
+                   if v != parser.get_default(k) and k not in ("out", "resume", "threads", "cache_tokens")]
         args.out = default_folder(ROOT / "runs" / (",".join(changed) or "default"), args.resume)
     args.out = Path(args.out)
     return args
@@ -131,10 +134,9 @@ def default_folder(path, resume):
 
 def train(args):
     run = Run(args)
-    model, tokenizer, ends = run.model, run.tokenizer, run.ends
+    model, tokenizer = run.model, run.tokenizer
     train_set, prompts = run.train_set, data.encode(run.tokenizer, run.train_set)
     extra = args.baseline_rollouts
-    sampling = dict(max_new_tokens=args.max_new_tokens, end_ids=ends)
     reference = rollout.load(args.model)[0] if args.kl else None
     handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     if not run.checkpoint.exists():
@@ -154,10 +156,10 @@ def train(args):
         queries, texts = [train_set[i] for i in batch], [prompts[i] for i in batch]
         n = args.rollouts + extra
         rollouts = rollout.sample(model, texts, n, temperature=args.temperature, seed=seed_of(args, 2, run.round),
-                                  **sampling)
+                                  end_ids=run.ends, **run.sampling)
         greedy = []
         if bandit.ADVANTAGES[args.advantage].needs == "greedy":
-            greedy = rollout.sample(model, texts, 1, temperature=0, **sampling)
+            greedy = rollout.sample(model, texts, 1, temperature=0, end_ids=run.ends, **run.sampling)
         clock.append(time.perf_counter())
 
         # 3. rewards
@@ -232,7 +234,6 @@ def train(args):
 
 def main(argv=None):
     args = parse(argv)
-    torch.set_num_threads(args.threads)
     try:
         train(args)
     except (ValueError, OSError) as error:
