@@ -220,7 +220,7 @@ def parts(lengths, budget):
 
 def update(model, optimizer, prompts, completions, advantage, *, loss_mean="token", longest=1, temperature=1.0,
            epochs=1, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None, max_grad_norm=1.0,
-           micro_tokens=16384):
+           micro_tokens=2048):
     """One round's step (or `epochs` of them) on N completions; the model is changed in place.
 
     prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;

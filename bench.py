@@ -1,21 +1,359 @@
-"""Benchmarks: one sub-command a section.
+"""How fast this code is, as ratios against what one would use instead, measured side by side in one run.
 
-    python bench.py verifier     # time and accuracy of reward.py, beside Math-Verify where that is installed
+    python bench.py                       # the table; under two minutes on two cores (--json FILE keeps the figures)
+    python bench.py tricks                # each trick of rollout.py switched off: what it brings
+    python bench.py verifier              # time and accuracy of reward.py, beside Math-Verify where it is installed
+    python bench.py gpu                   # a GPU against generate and against its own memory bandwidth
+
+Absolute times of a shared machine mean little, so each repeat times the two in turn and takes their ratio; the table
+shows the median and the range over the repeats. The peers get the same model, prompts, stopping rule, distribution
+(temperature 1, nothing cut off), cap on the length and number of threads, and the batch size that suits them best.
+TRL and Math-Verify are not needed; their lines appear where they are installed: pip install trl math-verify
 """
 
+import contextlib
 import gzip
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+import bandit
 import data
+import evaluate
 import reward
+import rollout
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("RFT_DATA") or HERE / ".." / "shared" / "data")
+CAP = 64  # new tokens of the tiny models
+SIZES = {"32x1": (32, 1, 6), "32x8": (32, 8, 2), "set": (1024, 1, 1)}  # queries, rollouts of each, calls a repeat
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+def table(flags):
+    figures = {}
+    print(f"{'':14}{'ours':>12}{'theirs':>12}   {'ratio':>6}  (range)")
+    for name, part in (("generate", against_generate), ("trl_round", against_trl), ("verifier", against_math_verify)):
+        try:
+            for line, unit, ours, theirs in part(flags):
+                figures[line] = figure([b / a for a, b in zip(ours, theirs, strict=True)])
+                print(f"{line:14}{unit / median(ours):12,.1f}{unit / median(theirs):12,.1f}   {ratio(figures[line])}")
+        except ImportError as error:
+            print(f"{name:14}left out: {error.name} is not installed (pip install trl math-verify)")
+    print(f"\ngenerate: tokens a second against model.generate, {flags.model} on {flags.data}, at most {CAP} tokens; "
+          f"set: {SIZES['set'][0]:,}\nqueries; trl_round: rounds of 32 x 8 a second against GRPOTrainer; verifier: "
+          "verdicts a second against\nMath-Verify. A ratio above 1 is in our favour; its range is over the repeats. "
+          f"{torch.get_num_threads()} thread(s), torch {torch.__version__}.")
+    if torch.cuda.is_available():
+        gpu(flags)
+    else:
+        print("No GPU here: `python bench.py gpu` is left out.")
+    if flags.json:
+        Path(flags.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def figure(ratios):
+    return {"median": median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def ratio(figure):
+    return f"{figure['median']:6.2f}  ({figure['low']:.2f} to {figure['high']:.2f})"
+
+
+def in_turn(ours, theirs, repeats, name):
+    """Seconds of each, [repeats] both, after a run of each that is not counted."""
+    times = [], []
+    for turn in tqdm(range(repeats + 1), desc=name, leave=False, disable=None):
+        for function, taken in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            function()
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return times
+
+
+def tiny(flags):
+    model, tokenizer = rollout.load(flags.model, "cpu")
+    rollout.use_threads(model, flags.threads)
+    queries = data.load(flags.data, "train")
+    return model, tokenizer, queries, data.encode(tokenizer, queries), rollout.end_ids(model, tokenizer)
+
+
+def against_generate(flags):
+    """Yield (line, 1, our seconds a token, theirs)."""
+    model, _, _, prompts, ends = tiny(flags)
+    for name, (count, n, calls) in SIZES.items():
+        batches = [prompts[i * count:(i + 1) * count] for i in range(calls)]
+        seeds = iter(range(10**6))
+
+        def ours(batches=batches, n=n, seeds=seeds):
+            return sum(len(r.tokens) for some in batches for r in
+                       rollout.sample(model, some, n, max_new_tokens=CAP, end_ids=ends, seed=next(seeds)))
+
+        def theirs(size, batches=batches, n=n):
+            return sum(generated(model, some, n, ends, size) for some in batches)
+
+        sizes = [size for size in (32, 64, 128, 256, 512) if size <= count * n]
+        best = min(sizes, key=lambda size, theirs=theirs: seconds(theirs, size)) if len(sizes) > 1 else sizes[0]
+        drawn = [], []  # tokens of each call: the two draw other completions, so each time is divided by its own
+        times = in_turn(lambda ours=ours, drawn=drawn: drawn[0].append(ours()),
+                        lambda theirs=theirs, best=best, drawn=drawn: drawn[1].append(theirs(best)),
+                        flags.repeats, f"generate_{name}")
+        yield f"generate_{name}", 1, *(np.array(taken) / tokens[1:] for taken, tokens in
+                                       zip(times, drawn, strict=True))
+
+
+def seconds(function, *args):
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def generated(model, prompts, n, ends, batch, cap=CAP):
+    """Tokens that model.generate draws for n completions of each prompt, prompts of like length side by side."""
+    ids = sorted(ends) or None
+    settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
+                                max_new_tokens=cap, num_return_sequences=n, eos_token_id=ids, pad_token_id=0)
+    prompts, tokens, each = sorted(prompts, key=len), 0, max(1, batch // n)
+    for start in range(0, len(prompts), each):
+        some = prompts[start:start + each]
+        width = max(map(len, some))
+        padded = torch.tensor([[0] * (width - len(p)) + list(p) for p in some], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=model.device)
+        drawn = model.generate(input_ids=padded, attention_mask=mask, generation_config=settings)[:, width:]
+        is_end = torch.isin(drawn, torch.tensor(ids or [-1], device=drawn.device))
+        ended = is_end.any(dim=1)
+        tokens += torch.where(ended, is_end.int().argmax(dim=1) + 1, drawn.shape[1]).sum().item()
+    return tokens
+
+
+def against_trl(flags):
+    """One round of 32 x 8 with the group's advantage; a learning rate of 1e-9, so that the policy stays what it is."""
+    import datasets
+    import trl
+    from transformers import TrainerCallback
+
+    model, tokenizer, queries, prompts, ends = tiny(flags)
+    optimizer, rounds = torch.optim.AdamW(model.parameters(), lr=1e-9), iter(range(10**6))
+
+    def ours():
+        start = 32 * next(rounds) % 1024
+        some, texts = queries[start:start + 32], prompts[start:start + 32]
+        rollouts = rollout.sample(model, texts, 8, max_new_tokens=CAP, end_ids=ends, seed=start)
+        right, _, _ = evaluate.judge(tokenizer, some, rollouts)
+        pulls = bandit.Pulls(torch.tensor(right, dtype=torch.float32).view(32, 8))
+        bandit.update(model, optimizer, [text for text in texts for _ in range(8)], [r.tokens for r in rollouts],
+                      bandit.advantages("group", pulls, 8).reshape(-1))
+
+    times = [], []
+
+    class Watch(TrainerCallback):
+        """Their round is timed inside their loop, and one of ours after each."""
+
+        def on_step_begin(self, *args, **kwargs):
+            self.start = self.start if getattr(self, "start", None) else time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            times[1].append(time.perf_counter() - self.start)
+            times[0].append(seconds(ours))
+            self.start = time.perf_counter()
+
+    def pay(prompts, completions, gold, **kwargs):
+        return [float(reward.is_correct(c[0]["content"], g, queries[0].form)) for c, g in
+                zip(completions, gold, strict=True)]
+
+    rows = [{"prompt": [{"role": "user", "content": query.prompt}], "gold": query.gold} for query in queries]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), quiet():
+        settings = trl.GRPOConfig(
+            output_dir=folder, per_device_train_batch_size=64, gradient_accumulation_steps=4,  # of 32 to 256 the best
+            num_generations=8, max_completion_length=CAP, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
+            beta=0.0, learning_rate=1e-9, lr_scheduler_type="constant", max_steps=flags.repeats + 1, report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False,
+            gradient_checkpointing=False)
+        trl.GRPOTrainer(model=rollout.load(flags.model, "cpu")[0], args=settings, processing_class=tokenizer,
+                        train_dataset=datasets.Dataset.from_list(rows), reward_funcs=pay, callbacks=[Watch()]).train()
+    yield "trl_round", 1, times[0][1:], times[1][1:]  # the first is a warm-up
+
+
+@contextlib.contextmanager
+def quiet():
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def against_math_verify(flags):
+    verdict = math_verify_verdict()
+    pairs = [(boxed(query.gold), query.gold) for query in data.load("tiny-math", "test")[:200]]
+    times = in_turn(lambda: sum(timed(reward.is_correct, pairs)), lambda: sum(timed(verdict, pairs)), flags.repeats,
+                    "verifier")
+    yield "verifier", len(pairs), *times
+
+
+# --- rollout.py, one trick after another switched off -------------------------------------------------------------
+
+
+def tricks(flags):
+    """The time without each trick over the time with all of them."""
+    with_all, _, _, prompts, ends = tiny(flags)
+    print(f"{'without':58}" + "".join(f"{f'({count}, {n})':>22}" for count, n, _ in SIZES.values()))
+    for name, (prepare, call) in {
+        "a row leaves as soon as it ends: a look every 64 steps": (pace(every=64), rollout.sample),
+        "others come in meanwhile: one wave of 512 rows at a time": (None, waves),
+        "steps read no further than the longest row": (pace(grain=144), rollout.sample),
+        "the cache is written in place: copied at every step": (copying_cache, rollout.sample),
+        "query heads share keys: repeated for every head": (repeated_keys, rollout.sample),
+        "one prefill for the n rollouts of a prompt": (None, apart),
+        "a prefill ends at the last layer's cache": (whole_prefill, rollout.sample),
+        "prefills of 1,024 tokens, that fit a core's cache: 16,384": (pace(prefill=16384), rollout.sample),
+        "one thread: two": (lambda: threads(2), rollout.sample),
+    }.items():
+        line = f"{name:58}"
+        for count, n, _ in SIZES.values():
+            without, _ = rollout.load(flags.model, "cpu")  # a model, so an engine, of its own
+
+            def run(model, sample, some=prompts[:count], n=n):
+                sample(model, some, n, max_new_tokens=CAP, end_ids=ends)
+
+            def changed(without=without, prepare=prepare, call=call, run=run):
+                with prepare() if prepare else contextlib.nullcontext():
+                    run(without, call)
+
+            times = in_turn(lambda run=run: run(with_all, rollout.sample), changed, flags.repeats, name)
+            shown = figure([b / a for a, b in zip(*times, strict=True)])
+            line += f"{'-' if call is apart and n == 1 else ratio(shown):>22}"
+        print(line)
+
+
+def pace(**settings):
+    return lambda: swapped(rollout.PACES, "cpu", rollout.PACES["cpu"]._replace(**settings))
+
+
+@contextlib.contextmanager
+def swapped(holder, name, value):
+    """holder[name], or the attribute of this name, is `value` for a while."""
+    get, put = (holder.__getitem__, holder.__setitem__) if isinstance(holder, dict) else (
+        lambda name: getattr(holder, name), lambda name, value: setattr(holder, name, value))
+    before = get(name)
+    put(name, value)
+    try:
+        yield
+    finally:
+        put(name, before)
+
+
+def copying_cache():
+    update = rollout.Slots.update
+    return swapped(rollout.Slots, "update", lambda *args, **kwargs: [t.clone() for t in update(*args, **kwargs)])
+
+
+def whole_prefill():
+    init = rollout.Slots.__init__
+    return swapped(rollout.Slots, "__init__", lambda self, at, both, last: init(self, at, both, False))
+
+
+def repeated_keys():
+    def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        groups = query.shape[1] // key.shape[1]
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1),
+            attn_mask=attention_mask, scale=scaling, is_causal=query.shape[2] > 1)
+        return output.transpose(1, 2), None
+
+    return swapped(rollout.AttentionInterface._global_mapping, "grouped", attention)
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def waves(model, prompts, n, **kwargs):
+    prompts = sorted(prompts, key=len)
+    for start in range(0, len(prompts), rollout.ROWS // n):
+        rollout.sample(model, prompts[start:start + rollout.ROWS // n], n, **kwargs)
+
+
+def apart(model, prompts, n, **kwargs):
+    rollout.sample(model, [prompt for prompt in prompts for _ in range(n)], 1, **kwargs)
+
+
+# --- a GPU ------------------------------------------------------------------------------------------------------
+
+QWEN = dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+            num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True)  # Qwen2.5-0.5B's shape
+
+
+def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512):
+    """256 rollouts of 512 tokens by a model of Qwen2.5-0.5B's shape with random weights, in bfloat16."""
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench.py: gpu needs a GPU, and torch finds none")
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(1000, (queries, prompt), generator=generator).tolist()
+    with torch.device(device):
+        model = Qwen2ForCausalLM._from_config(Qwen2Config(**shape), dtype=torch.bfloat16).eval()
+
+    bandwidth = copied_bytes_a_second(device)
+    layers, heads, size = rollout.cache_shape(model)
+    weights = 2 * sum(p.numel() for p in model.parameters())
+    cache = queries * n * (prompt + new / 2) * 2 * layers * heads * size * 2
+    roof = queries * n / ((weights + cache) / bandwidth)
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    print(f"\n{name}: a step must read {weights / 1e9:.2f} GB of weights and {cache / 1e9:.2f} GB of cache; copies "
+          f"run at {bandwidth / 1e9:,.0f} GB/s\n{'':30}{'first, s':>10}{'then, s':>10}{'tokens/s':>12}"
+          f"{'of the roof':>13}{'x generate':>12}{'peak, GB':>10}")
+    base = None
+    for label, function in {
+        "generate": lambda: generated(model, prompts, n, set(), queries * n, cap=new),
+        "rollout.py": lambda: rollout.sample(model, prompts, n, max_new_tokens=new, end_ids=set()),
+        "rollout.py, compiled step": lambda: rollout.sample(model, prompts, n, max_new_tokens=new, end_ids=set(),
+                                                            compiled=True),
+    }.items():
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        first, *times = synchronized(function, flags.repeats + 1, device)
+        rate = queries * n * new / median(times)
+        base = base or rate
+        peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
+        print(f"{label:30}{first:10.1f}{median(times):10.2f}{rate:12,.0f}{rate / roof:13.1%}{rate / base:12.1f}"
+              f"{peak:10.1f}")
+
+
+def synchronized(function, repeats, device):
+    """Seconds of each run, what the GPU has still to do included."""
+    wait, times = torch.cuda.synchronize if device == "cuda" else lambda: None, []
+    for _ in range(repeats):
+        wait()
+        times.append(seconds(lambda: (function(), wait())))
+    return times
+
+
+def copied_bytes_a_second(device):
+    """Bytes read and written by a large copy, a second: what memory gives."""
+    block = torch.zeros(2**30 if device == "cuda" else 2**24, dtype=torch.uint8, device=device)
+    other = torch.empty_like(block)
+    times = synchronized(lambda: [other.copy_(block) for _ in range(10)], 6, device)
+    return 10 * 2 * block.numel() / min(times)
+
+
+# --- the verifier -----------------------------------------------------------------------------------------------
 
 
 def verifier(flags):
@@ -110,16 +448,25 @@ def hostile():
     }
 
 
-SECTIONS = {"verifier": verifier}  # name of the section: its function, which takes the flags
+SECTIONS = {"table": table, "tricks": tricks, "verifier": verifier, "gpu": gpu}
 
 
 def main():
     parser = data.Parser(description=__doc__.splitlines()[0])
-    sections = parser.add_subparsers(dest="section", required=True, metavar="section")
-    flags = sections.add_parser("verifier", help="time and accuracy of reward.py, beside Math-Verify")
-    flags.add_argument("--rows", type=int, default=500, help="MATH golds for Math-Verify, which is slow")
-    chosen = parser.parse_args()
-    SECTIONS[chosen.section](chosen)
+    parser.add_argument("section", nargs="?", default="table", choices=SECTIONS, help="default: table")
+    parser.add_argument("--model", default="tiny-qwen2", help="of the table and the tricks (default: %(default)s)")
+    parser.add_argument("--data", default="tiny-gsm", help="of the table and the tricks (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads, of both sides (default: what suits the model)")
+    parser.add_argument("--json", help="a file for the ratios of the table")
+    parser.add_argument("--rows", type=int, default=500, help="MATH golds for Math-Verify in the section verifier")
+    flags = parser.parse_args()
+    try:
+        if flags.repeats < 1 or flags.rows < 1 or (flags.threads or 1) < 1:
+            raise ValueError("--repeats, --rows and --threads must be at least 1")
+        SECTIONS[flags.section](flags)
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench.py: {error}")
 
 
 if __name__ == "__main__":

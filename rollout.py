@@ -47,18 +47,17 @@ class Rollout(NamedTuple):
 
 
 class Pace(NamedTuple):
-    rows: int  # decoded at a time, at most
     every: int  # steps from one look at which rows have ended to the next
     grain: int  # the cached positions that a step reads are a multiple of this
     prefill: int  # prompt tokens of one forward pass
 
 
 # A look costs nothing on the CPU, and every position does; a GPU must not wait for the host, and needs few sizes.
-PACES = {"cpu": Pace(rows=128, every=1, grain=1, prefill=1024),
-         "cuda": Pace(rows=512, every=16, grain=128, prefill=16384)}
+PACES = {"cpu": Pace(every=1, grain=1, prefill=2048), "cuda": Pace(every=16, grain=128, prefill=16384)}
+ROWS = 512  # decoded at a time, at most: a step has a cost of its own, which many rows share
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, cache_tokens=None, dtype=None,
            compiled=False, progress=None):
     """n rollouts of each prompt: a list of len(prompts) * n Rollouts, those of one prompt side by side.
@@ -78,7 +77,7 @@ def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, see
         raise ValueError("a prompt has no tokens")
     pace = PACES.get(model.device.type, PACES["cpu"])
     width = max(map(len, prompts), default=0) + max_new_tokens + pace.every  # the last block may run past the end
-    engine = engine_of(model, pace, min(len(prompts) * n, pace.rows), width, cache_tokens, dtype, compiled)
+    engine = engine_of(model, pace, min(len(prompts) * n, ROWS), width, cache_tokens, dtype, compiled)
     table = Table(engine.rows, max_new_tokens, pace.every, end_ids, seed)
 
     # Taken from the end, the longest prompts first: like stands beside like, so little of a prefill is padding, and
@@ -116,7 +115,7 @@ class Table:
     """Which rollout each row holds, and what it has so far. Rows 0 to live - 1 are in use, without a gap."""
 
     def __init__(self, rows, max_new_tokens, every, end_ids, seed):
-        self.live, self.max_new_tokens, self.every, self.seed = 0, max_new_tokens, every, seed
+        self.live, self.max_new_tokens, self.every = 0, max_new_tokens, every
         self.ends = np.array(sorted(end_ids), dtype=np.int64)
         self.number = np.zeros(rows, dtype=np.int64)  # of the rollout, in the order of the result
         self.token = np.zeros(rows, dtype=np.int64)  # what goes into the model next,
@@ -125,6 +124,9 @@ class Table:
         self.tokens = np.zeros((rows, max_new_tokens + every), dtype=np.int64)
         self.logprobs = np.zeros((rows, max_new_tokens + every), dtype=np.float32)
         self.noise = np.zeros((rows, max_new_tokens + every))  # in [0, 1): one number a position
+        # Philox turns a key and a counter into random bits: each rollout counts in a block of its own.
+        self.philox = np.random.Philox(key=seed)
+        self.start, self.uniform = self.philox.state, np.random.Generator(self.philox).random
         self.columns = self.number, self.token, self.position, self.length, self.tokens, self.logprobs, self.noise
 
     def admit(self, numbers, prompt):
@@ -132,9 +134,9 @@ class Table:
         for row, number in enumerate(numbers, self.live):
             self.number[row], self.token[row], self.position[row] = number, prompt[-1], len(prompt) - 1
             self.length[row] = 0
-            # Philox counts: a rollout has its own block of numbers, whatever was drawn before
-            block = np.random.Philox(key=self.seed, counter=[0, number, 0, 0])
-            self.noise[row] = np.random.Generator(block).random(self.noise.shape[1])
+            self.start["state"]["counter"][1] = number
+            self.philox.state = self.start
+            self.noise[row] = self.uniform(self.noise.shape[1])
         self.live += len(numbers)
 
     def next_steps(self):
@@ -290,7 +292,7 @@ class Engine:
         token, position [rows]: what goes into the model first; noise [steps, rows].
         """
         steps, live = noise.shape
-        rows, length = live, position.max() + steps
+        rows, length = live, int(position.max()) + steps
         if self.graphs is not None:  # few sizes: a step is captured for each. The rows too many decode nonsense
             rows = min(2 ** (live - 1).bit_length(), self.rows)
         self.length = length = -(-length // self.pace.grain) * self.pace.grain
@@ -429,24 +431,28 @@ def draw(logits, temperature, u):
     Cumulated in float64: in float32 a third of a vocabulary of 150,000 tokens would get no width at all.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logprobs = torch.log_softmax(logits / (temperature or 1), dim=-1)
+    chances = torch.softmax(logits / (temperature or 1), dim=-1)
     if temperature == 0:
-        token = logprobs.argmax(dim=-1, keepdim=True)
-    else:
-        chances = logprobs.exp()
-        size = 1 if chances.shape[1] <= 4096 else 512
-        if size > 1:  # a large vocabulary: first the part of it, then the token there, so that less is written and read
-            parts = torch.nn.functional.pad(chances, (0, -chances.shape[1] % size)).view(len(chances), -1, size)
-            chances = parts.sum(dim=-1, dtype=torch.float64)
-        sums = chances.cumsum(dim=-1, dtype=torch.float64)
-        goal = u[:, None] * sums[:, -1:]
-        token = torch.searchsorted(sums, goal, right=True).clamp(max=sums.shape[1] - 1)
-        if size > 1:
-            goal = goal - (sums - chances).gather(1, token)
-            inside = parts.gather(1, token[:, :, None].expand(-1, -1, size)).squeeze(1)
-            token = size * token + torch.searchsorted(inside.cumsum(dim=-1, dtype=torch.float64), goal, right=True)
-        token = token.clamp(max=logits.shape[1] - 1)
-    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
+        token = chances.argmax(dim=-1, keepdim=True)
+    elif chances.shape[1] <= 4096:
+        token = invert(chances, u[:, None])[0]
+    else:  # a large vocabulary: first the part of it, then the token there, so that less is written and read
+        parts = torch.nn.functional.pad(chances, (0, -chances.shape[1] % 512)).view(len(chances), -1, 512)
+        part, rest = invert(parts.sum(dim=-1, dtype=torch.float64), u[:, None])
+        inside = parts.gather(1, part[:, :, None].expand(-1, -1, 512)).squeeze(1)
+        token = (512 * part + invert(inside, rest)[0]).clamp(max=chances.shape[1] - 1)
+    return token.squeeze(1), chances.gather(1, token).log().squeeze(1)
+
+
+def invert(chances, u):
+    """Where the distribution `chances` [rows, K], not normalized, has cumulated to u [rows, 1], and how far inside.
+
+    Returns the index [rows, 1] and the share of its own chance that lies below u: uniform again, if u was.
+    """
+    sums = chances.cumsum(dim=-1, dtype=torch.float64)
+    goal = u * sums[:, -1:]
+    index = torch.searchsorted(sums, goal, right=True).clamp(max=chances.shape[1] - 1)
+    return index, 1 - (sums.gather(1, index) - goal) / chances.gather(1, index)
 
 
 # --- loading a model -------------------------------------------------------------------------------------------
