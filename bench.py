@@ -123,7 +123,7 @@ def seconds(function, *args):
 @torch.no_grad()
 def generated(model, prompts, n, ends, batch, cap=CAP):
     """Tokens that model.generate draws for n completions of each prompt, prompts of like length side by side."""
-    ids = sorted(ends) or None
+    ids = sorted(ends) or [model.config.vocab_size]  # no end: an id that is never drawn (None would mean the model's)
     settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
                                 max_new_tokens=cap, num_return_sequences=n, eos_token_id=ids, pad_token_id=0)
     prompts, tokens, each = sorted(prompts, key=len), 0, max(1, batch // n)
@@ -133,7 +133,7 @@ def generated(model, prompts, n, ends, batch, cap=CAP):
         padded = torch.tensor([[0] * (width - len(p)) + list(p) for p in some], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=model.device)
         drawn = model.generate(input_ids=padded, attention_mask=mask, generation_config=settings)[:, width:]
-        is_end = torch.isin(drawn, torch.tensor(ids or [-1], device=drawn.device))
+        is_end = torch.isin(drawn, torch.tensor(ids, device=drawn.device))
         ended = is_end.any(dim=1)
         tokens += torch.where(ended, is_end.int().argmax(dim=1) + 1, drawn.shape[1]).sum().item()
     return tokens
@@ -214,12 +214,14 @@ def tricks(flags):
     for name, (prepare, call) in {
         "a row leaves as soon as it ends: a look every 64 steps": (pace(every=64), rollout.sample),
         "others come in meanwhile: one wave of 512 rows at a time": (None, waves),
+        "512 rows at a time: 64": (lambda: swapped(vars(rollout), "ROWS", 64), rollout.sample),
         "steps read no further than the longest row": (pace(grain=144), rollout.sample),
-        "the cache is written in place: copied at every step": (copying_cache, rollout.sample),
+        "the cache is written in place: copied at every step": (slots(CopyingSlots), rollout.sample),
         "query heads share keys: repeated for every head": (repeated_keys, rollout.sample),
         "one prefill for the n rollouts of a prompt": (None, apart),
-        "a prefill ends at the last layer's cache": (whole_prefill, rollout.sample),
-        "prefills of 1,024 tokens, that fit a core's cache: 16,384": (pace(prefill=16384), rollout.sample),
+        "a prefill ends at the last layer's cache": (slots(UnendingSlots), rollout.sample),
+        "prefills of 2,048 tokens, that fit a core's cache: 16,384": (pace(prefill=16384), rollout.sample),
+        "torch.inference_mode: torch.no_grad": (None, torch.no_grad()(rollout.sample.__wrapped__)),
         "one thread: two": (lambda: threads(2), rollout.sample),
     }.items():
         line = f"{name:58}"
@@ -244,26 +246,27 @@ def pace(**settings):
 
 
 @contextlib.contextmanager
-def swapped(holder, name, value):
-    """holder[name], or the attribute of this name, is `value` for a while."""
-    get, put = (holder.__getitem__, holder.__setitem__) if isinstance(holder, dict) else (
-        lambda name: getattr(holder, name), lambda name, value: setattr(holder, name, value))
-    before = get(name)
-    put(name, value)
+def swapped(names, name, value):
+    """names[name] is `value` for a while."""
+    names[name], before = value, names[name]
     try:
         yield
     finally:
-        put(name, before)
+        names[name] = before
 
 
-def copying_cache():
-    update = rollout.Slots.update
-    return swapped(rollout.Slots, "update", lambda *args, **kwargs: [t.clone() for t in update(*args, **kwargs)])
+class CopyingSlots(rollout.Slots):
+    def update(self, *args, **kwargs):
+        return [tensor.clone() for tensor in super().update(*args, **kwargs)]
 
 
-def whole_prefill():
-    init = rollout.Slots.__init__
-    return swapped(rollout.Slots, "__init__", lambda self, at, both, last: init(self, at, both, False))
+class UnendingSlots(rollout.Slots):
+    def __init__(self, at, both, last):
+        super().__init__(at, both, last=False)
+
+
+def slots(kind):
+    return lambda: swapped(vars(rollout), "Slots", kind)
 
 
 def repeated_keys():
@@ -301,7 +304,7 @@ QWEN = dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidd
             num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True)  # Qwen2.5-0.5B's shape
 
 
-def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512):
+def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512, compiled=True):
     """256 rollouts of 512 tokens by a model of Qwen2.5-0.5B's shape with random weights, in bfloat16."""
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit("bench.py: gpu needs a GPU, and torch finds none")
@@ -319,13 +322,11 @@ def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512):
     print(f"\n{name}: a step must read {weights / 1e9:.2f} GB of weights and {cache / 1e9:.2f} GB of cache; copies "
           f"run at {bandwidth / 1e9:,.0f} GB/s\n{'':30}{'first, s':>10}{'then, s':>10}{'tokens/s':>12}"
           f"{'of the roof':>13}{'x generate':>12}{'peak, GB':>10}")
-    base = None
-    for label, function in {
-        "generate": lambda: generated(model, prompts, n, set(), queries * n, cap=new),
-        "rollout.py": lambda: rollout.sample(model, prompts, n, max_new_tokens=new, end_ids=set()),
-        "rollout.py, compiled step": lambda: rollout.sample(model, prompts, n, max_new_tokens=new, end_ids=set(),
-                                                            compiled=True),
-    }.items():
+    base, ours = None, dict(n=n, max_new_tokens=new, end_ids=set())
+    contestants = {"generate": lambda: generated(model, prompts, n, set(), queries * n, cap=new),
+                   "rollout.py": lambda: rollout.sample(model, prompts, **ours),
+                   "rollout.py, compiled step": lambda: rollout.sample(model, prompts, compiled=True, **ours)}
+    for label, function in list(contestants.items())[:3 if compiled else 2]:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         first, *times = synchronized(function, flags.repeats + 1, device)
