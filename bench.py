@@ -327,6 +327,7 @@ def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512, 
                    "rollout.py": lambda: rollout.sample(model, prompts, **ours),
                    "rollout.py, compiled step": lambda: rollout.sample(model, prompts, compiled=True, **ours)}
     for label, function in list(contestants.items())[:3 if compiled else 2]:
+        rollout.ENGINES.pop(model, None)  # the memory of the one before
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         first, *times = synchronized(function, flags.repeats + 1, device)

@@ -5,13 +5,14 @@
 The loop is ours, over the transformers model (not `generate`), because an estimator of the policy gradient needs to
 know exactly which distribution each token came from, and because most of the time of a run goes here:
 - one token a row and step is drawn from softmax(logits / temperature), nothing cut off: no top-k, no top-p, no
-  penalties, whatever generation_config.json asks for. What is sampled from is what is differentiated later;
+  penalties, whatever generation_config.json asks for. What is sampled from is what is differentiated later (up to
+  rounding where the computation is in bfloat16, as it is on a GPU unless `dtype` says otherwise);
 - a row ends at any of the model's end-of-sequence ids (several are usual), that token included;
 - continuous batching: a row that ends makes room at once, and others come in when enough is free, so one long
   completion holds up nobody; any number of prompts goes through, within a bound on the cache;
 - a prompt goes through the model once ("prefill"), and its keys and values are copied to the rows of its n rollouts;
 - each rollout has its own random numbers, one per position, so what it becomes depends neither on its neighbours nor
-  on the bound;
+  on the bound (but for rounding: the last bits of a product depend on the size of the batch);
 - on a GPU a block of steps runs without waiting for the host, each step the replay of a CUDA graph.
 
 Read `sample` first: the loop. `Table` keeps the books on the host, `Engine` holds the cache and does the arithmetic.
@@ -31,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -99,6 +101,9 @@ def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, see
                 for group in groups:
                     table.admit(group, prompts[group[0] // n])
             tokens, logprobs = engine.decode(*table.next_steps(), temperature)
+            if np.isnan(logprobs).any():
+                del ENGINES[model]  # its cache holds nan, which masks do not stop
+                raise ValueError("the policy's probabilities are not finite: it has diverged")
             ended, holes, movers = table.take_in(tokens, logprobs)
             engine.move(holes, movers)
             for number, rollout in ended:
@@ -155,17 +160,17 @@ class Table:
         places = np.arange(live), before + np.arange(steps)[:, None]
         self.tokens[places], self.logprobs[places] = tokens, logprobs
         is_end = (tokens[:, :, None] == self.ends).any(axis=2)
-        # tokens up to the first end of this block; without one, more than there may be
-        length = np.where(is_end.any(axis=0), before + is_end.argmax(axis=0) + 1, self.max_new_tokens + 1)
+        # the length up to the first end of this block; without one, more than there may be
+        full = np.where(is_end.any(axis=0), before + is_end.argmax(axis=0) + 1, self.max_new_tokens + 1)
         self.length[:live] += steps
         self.position[:live] += steps
         self.token[:live] = tokens[-1]
-        over = (length <= self.max_new_tokens) | (self.length[:live] >= self.max_new_tokens)
+        over = (full <= self.max_new_tokens) | (self.length[:live] >= self.max_new_tokens)
         ended = []
         for row in over.nonzero()[0]:
-            kept = min(length[row], self.max_new_tokens)
+            kept = min(full[row], self.max_new_tokens)
             rollout = Rollout(self.tokens[row, :kept].tolist(), self.logprobs[row, :kept].tolist(),
-                              cut=bool(length[row] > self.max_new_tokens))
+                              cut=bool(full[row] > self.max_new_tokens))
             ended.append((self.number[row], rollout))
         self.live -= len(ended)
         holes, movers = over[:self.live].nonzero()[0], self.live + (~over[self.live:]).nonzero()[0]
@@ -183,21 +188,26 @@ ENGINES = weakref.WeakKeyDictionary()  # model -> its engine: the cache and the 
 def engine_of(model, pace, rows, width, cache_tokens, dtype, compiled):
     """The model's engine, made anew where the one it has does not serve: too small, or larger than the bound."""
     dtype = dtype or (torch.bfloat16 if model.device.type == "cuda" else model.dtype)
+    kind = model.device, model.dtype, dtype, compiled
     width = -(-width // pace.grain) * pace.grain
     engine = ENGINES.get(model)
-    if cache_tokens is None:
+    bound = cache_tokens
+    if bound is None:
         held = engine.rows * engine.width if engine else 0
         token_bytes = 2 * np.prod(cache_shape(model)) * dtype.itemsize
-        cache_tokens = max(width, held + int(free_memory(model.device) / 2 / token_bytes))
-    if cache_tokens < width:
-        raise ValueError(f"--cache-tokens {cache_tokens} cannot hold one rollout: the longest prompt and "
-                         f"--max-new-tokens need {width}")
-    rows = max(1, min(rows, cache_tokens // width))
-    fits = engine and engine.rows >= rows and engine.width >= width and engine.rows * engine.width <= cache_tokens
-    if not fits or (engine.dtype, engine.compiled) != (dtype, compiled):
+        bound = max(width, (held + int(free_memory(model.device) / token_bytes)) // 2)
+    if bound < width:
+        raise ValueError(f"--cache-tokens {bound} cannot hold one rollout: the longest prompt and --max-new-tokens "
+                         f"need {width}")
+    fits = engine and engine.kind == kind and engine.width >= width
+    if fits and cache_tokens is None:  # free memory comes and goes: not for a few rows
+        fits = engine.rows >= 0.8 * min(rows, bound // engine.width)
+    elif fits:
+        fits = bound // engine.width >= engine.rows >= min(rows, bound // engine.width)
+    if not fits:
         ENGINES.pop(model, None)
         engine = None  # its memory goes before the new one's comes
-        engine = ENGINES[model] = Engine(model, pace, rows, width, dtype, compiled)
+        engine = ENGINES[model] = Engine(model, pace, max(1, min(rows, bound // width)), width, kind)
     return engine
 
 
@@ -224,14 +234,13 @@ def free_memory(device):
 class Engine:
     """The cache, `rows` rows of `width` tokens, and the step that decodes them. Knows nothing of rollouts."""
 
-    def __init__(self, model, pace, rows, width, dtype, compiled):
-        device = model.device
-        self.pace, self.rows, self.width, self.dtype, self.compiled = pace, rows, width, dtype, compiled
-        self.policy = self.copy = None
-        if dtype != model.dtype:
-            self.copy = copy.deepcopy(model).eval()
-            for parameter in self.copy.parameters():  # not .to(dtype): it would round the rotary frequencies too
-                parameter.data = parameter.data.to(dtype)
+    def __init__(self, model, pace, rows, width, kind):
+        self.pace, self.rows, self.width, self.kind = pace, rows, width, kind
+        device, own_dtype, self.dtype, compiled = kind
+        self.policy = self.copy = self.weights = None
+        if self.dtype != own_dtype:  # not .to(dtype): it would round the rotary frequencies too
+            cast = {id(p): torch.nn.Parameter(p.to(self.dtype), requires_grad=False) for p in model.parameters()}
+            self.copy = copy.deepcopy(model, cast)
         # What a step reads stays in one place, as a captured step needs it.
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -242,24 +251,33 @@ class Engine:
                                   position=self.position)
         layers, heads, size = cache_shape(model)
         self.cache = Cache(layers=[
-            Slots(self.at, torch.zeros(2, rows, heads, width, size, dtype=dtype, device=device), last=i == layers - 1)
+            Slots(self.at, torch.zeros(2, rows, heads, width, size, dtype=self.dtype, device=device), last=i == layers - 1)
             for i in range(layers)])
         self.graphs = {} if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # the one that captures
         self.forward = torch.compile(forward) if compiled else forward
 
     @contextlib.contextmanager
     def sampling_from(self, model):
         """The weights of now, our attention, and no dropout, which would be another policy."""
-        training, attention = model.training, model.config._attn_implementation
+        modes = [(module, module.training) for module in model.modules()]
+        attention = model.config._attn_implementation
         self.policy = model if self.copy is None else self.copy
         if self.copy is not None:
             torch._foreach_copy_(list(self.copy.parameters()), list(model.parameters()))
-        model.eval()
+        weights = [parameter.data_ptr() for parameter in self.policy.parameters()]
+        if self.graphs and weights != self.weights:  # what was captured would read the old ones
+            self.graphs = {}
+        self.weights = weights
+        self.policy.eval()
         self.policy.set_attn_implementation("grouped")
+        on_device = torch.cuda.device(model.device) if self.stream else contextlib.nullcontext()
         try:
-            yield
+            with on_device, sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+                yield  # without cuDNN's attention, which makes a plan for every shape that it meets
         finally:
-            model.train(training)
+            for module, training in modes:
+                module.training = training
             model.set_attn_implementation(attention)
             self.policy = None  # an engine must not keep its model alive
 
@@ -295,7 +313,7 @@ class Engine:
         rows, length = live, int(position.max()) + steps
         if self.graphs is not None:  # few sizes: a step is captured for each. The rows too many decode nonsense
             rows = min(2 ** (live - 1).bit_length(), self.rows)
-        self.length = length = -(-length // self.pace.grain) * self.pace.grain
+        self.length = length = -(-length // self.pace.grain) * self.pace.grain  # kept for `move`
         noise = torch.from_numpy(noise).to(self.noise.device)
         self.position.zero_()
         self.position[:live, 0] = torch.from_numpy(position)
@@ -324,7 +342,7 @@ class Engine:
             try:
                 self.graphs[key] = self.capture(key)
             except RuntimeError as error:
-                reason = str(error).strip().split("\n")[0]
+                reason = str(error.__context__ or error).strip().split("\n")[0]  # the first error is the telling one
                 print(f"rollout.py: sampling without CUDA graphs, which is slower ({reason})", file=sys.stderr)
                 self.graphs = None
         if self.graphs is None:
@@ -335,16 +353,15 @@ class Engine:
 
     def capture(self, key):
         """(graph, its outputs). To run a step changes nothing but the cache where it writes anyway."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):  # what libraries set up at first use must not be captured
-                self.step(*key)
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
-        with torch.cuda.graph(graph, pool=pool):
-            outputs = self.step(*key)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # also where a failed capture must come back from
+            for _ in range(2):  # what libraries set up at first use must not be captured
+                self.step(*key)
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                outputs = self.step(*key)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph, outputs
 
     def move(self, holes, movers):
@@ -408,9 +425,10 @@ class Slots(CacheLayerMixin):
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """One query a row over the cache: query heads that share their keys become the queries of one head.
+    """One query a row: query heads that share their keys become the queries of one head.
 
-    So the cache is read where it stands; to repeat it for every head would copy it whole at every step.
+    So the cache is read where it stands; to repeat it for every head would copy it whole at every step. A prefill has
+    many queries a row, and is transformers' business.
     query [rows, heads, 1, size]; key, value [rows, shared heads, length, size]; to transformers' AttentionInterface.
     """
     rows, heads, columns, size = query.shape
@@ -475,8 +493,13 @@ def load(name, device=None):
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
                          f"the hub that can be loaded ({reason})") from None
-    if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+    config = model.config.get_text_config()
+    kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
+    if set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None):
         raise ValueError(f"--model {name}: has layers without full attention, which the sampler has no cache for")
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        raise ValueError(f"--model {name}: its rotary frequencies depend on the longest row of a batch, so a rollout "
+                         "would depend on its neighbours")
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 

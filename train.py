@@ -50,8 +50,8 @@ def parse(argv=None):
          "advantage only: they get no gradient (default: %(default)s; the paper's 32 x 1 + 7 has 7)")
     flag("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities in the loss")
     flag("--max-new-tokens", type=int, default=64, help="completions are cut here (default: %(default)s)")
-    flag("--cache-tokens", type=int, help="bound on the sampler's memory: tokens in its cache at a time; changes no "
-         "result (default: what half of the free memory holds)")
+    flag("--cache-tokens", type=int, help="bound on the sampler's memory: tokens in its cache at a time; changes "
+         "results by rounding only (default: what half of the free memory holds)")
     flag("--compile", action="store_true", help="torch.compile the sampler's step: pays on a GPU, in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument

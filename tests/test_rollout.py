@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import data
 import rollout
@@ -23,7 +24,8 @@ def model(request, checkpoint):
 def full_forward(model, prompt, tokens, temperature):
     """Log-probabilities of the tokens by one plain pass over the finished sequence."""
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1:-1]
+        ids = torch.tensor([prompt + tokens], device=model.device)
+        logits = model(ids, use_cache=False).logits[0, len(prompt) - 1:-1].float().cpu()
     return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
 
 
@@ -160,7 +162,11 @@ def test_the_bound_on_the_cache(model):
     rollout.sample(model, PROMPTS[:2], 2, **kwargs)
     assert rollout.ENGINES[model] is first  # one cache serves all calls that it is large enough for
     rollout.sample(model, PROMPTS, 4, cache_tokens=40, **kwargs)
-    assert rollout.ENGINES[model].rows * rollout.ENGINES[model].width <= 40
+    second = rollout.ENGINES[model]
+    assert second is not first and second.rows * second.width <= 40
+    for prompts in (PROMPTS[1:], PROMPTS, PROMPTS[1:]):  # of other widths, as a train and a test set are
+        rollout.sample(model, prompts, 4, cache_tokens=40, **kwargs)
+        assert rollout.ENGINES[model] is second
     with pytest.raises(ValueError, match="--cache-tokens 12 cannot hold one rollout"):
         rollout.sample(model, PROMPTS, 4, cache_tokens=12, **kwargs)
     assert model.config._attn_implementation == "sdpa"
@@ -168,6 +174,58 @@ def test_the_bound_on_the_cache(model):
     del first
     assert engine() is None  # the memory of a cache goes when another takes its place
     assert gone() is not None
+
+
+def test_the_default_bound_is_half_of_what_is_free(model, monkeypatch):
+    """... counting what the cache of the call before holds; and it does not creep."""
+    layers, heads, size = rollout.cache_shape(model)
+    token_bytes, width = 2 * layers * heads * size * 4, len(PROMPTS[0]) + 5 + 1
+    total = 20 * width * token_bytes
+
+    def free(device):
+        engine = rollout.ENGINES.get(model)
+        return total - (engine.rows * engine.width * token_bytes if engine else 0)
+
+    monkeypatch.setattr(rollout, "free_memory", free)
+    engines = []
+    for _ in range(3):
+        rollout.sample(model, PROMPTS, 20, max_new_tokens=5, end_ids=set())
+        engines.append(rollout.ENGINES[model])
+    assert engines[0].rows == 10 and engines[0] is engines[1] is engines[2]
+
+
+def test_a_model_that_diverged_is_named_and_leaves_no_trace(model):
+    kwargs = {"max_new_tokens": 5, "end_ids": set(), "seed": 1}
+    good = {name: weight.clone() for name, weight in model.state_dict().items()}
+    before = rollout.sample(model, PROMPTS, 4, **kwargs)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        rollout.sample(model, PROMPTS, 4, **kwargs)
+    model.load_state_dict(good)
+    assert rollout.sample(model, PROMPTS, 4, **kwargs) == before
+
+
+def test_a_frozen_part_stays_in_eval_mode(model):
+    model.train()
+    model.get_input_embeddings().eval()
+    rollout.sample(model, PROMPTS, max_new_tokens=2, end_ids=set())
+    assert model.training and not model.get_input_embeddings().training
+
+
+def test_models_that_the_cache_cannot_serve_are_refused(checkpoint, tmp_path):
+    tokenizer = rollout.load(checkpoint("qwen2"), "cpu")[1]
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                 num_key_value_heads=1)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    for name, made in (("sliding", MistralForCausalLM(MistralConfig(sliding_window=8, **sizes))),
+                       ("dynamic", LlamaForCausalLM(LlamaConfig(rope_parameters=rope, **sizes)))):
+        made.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="full attention" if name == "sliding" else "rotary frequencies"):
+            rollout.load(str(tmp_path / name), "cpu")
+    MistralForCausalLM(MistralConfig(sliding_window=None, **sizes)).save_pretrained(tmp_path / "sliding")
+    rollout.load(str(tmp_path / "sliding"), "cpu")
 
 
 def test_an_engine_does_not_keep_its_model(checkpoint):
@@ -191,8 +249,7 @@ def test_sampling_in_bfloat16_follows_the_model(model):
     copy = rollout.ENGINES[model].copy
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(copy.buffers(), model.buffers(), strict=True))
     for i, r in enumerate(after):
-        assert torch.allclose(torch.tensor(r.logprobs), full_forward(copy, PROMPTS[i // 4], r.tokens, 1).float(),
-                              atol=0.1)
+        assert torch.allclose(torch.tensor(r.logprobs), full_forward(copy, PROMPTS[i // 4], r.tokens, 1), atol=0.1)
 
 
 def test_progress_and_an_interruption(model):
@@ -217,23 +274,24 @@ def test_a_compiled_step_is_the_same_step(model):
     kwargs = {"max_new_tokens": 12, "end_ids": MANY_ENDS, "seed": 2}
     plain = rollout.sample(model, PROMPTS, 8, **kwargs)
     compiled = rollout.sample(model, PROMPTS, 8, compiled=True, **kwargs)
-    assert rollout.ENGINES[model].compiled
+    assert rollout.ENGINES[model].kind[-1]
     assert [r.tokens for r in compiled] == [r.tokens for r in plain]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_samples_what_it_says(checkpoint):
-    model = rollout.load(checkpoint("qwen2"))[0]
-    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.2)):
-        rollouts = rollout.sample(model, PROMPTS, 40, max_new_tokens=40, end_ids=set(range(10)), dtype=dtype)
-        engine = rollout.ENGINES[model]
-        assert engine.graphs
-        for i, r in enumerate(rollouts):
-            ids = torch.tensor([PROMPTS[i // 40] + r.tokens], device=model.device)
-            with torch.no_grad():
-                logits = (engine.copy or model)(ids, use_cache=False).logits[0, len(PROMPTS[i // 40]) - 1:-1].float()
-            expected = torch.log_softmax(logits, -1).gather(1, ids[0, -len(r.tokens):, None]).squeeze(1).cpu()
-            assert torch.allclose(torch.tensor(r.logprobs), expected, atol=tolerance)
+@pytest.mark.parametrize("bound", [None, 9000])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_a_gpu_samples_what_it_says(bound, dtype, tolerance):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=5000, hidden_size=256, intermediate_size=256, num_hidden_layers=2,
+                                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)).cuda()
+    rollouts = rollout.sample(model, PROMPTS, 40, max_new_tokens=40, end_ids=set(range(100)), dtype=dtype,
+                              cache_tokens=bound)
+    engine = rollout.ENGINES[model]
+    assert engine.graphs and (engine.rows == 120) == (bound is None)
+    for i, r in enumerate(rollouts):
+        expected = full_forward(engine.copy or model, PROMPTS[i // 40], r.tokens, 1.0)
+        assert torch.allclose(torch.tensor(r.logprobs), expected, atol=tolerance)
 
 
 def test_an_end_in_the_last_place_is_no_cut(model):
