@@ -35,7 +35,7 @@ import rollout
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("RFT_DATA") or HERE / ".." / "shared" / "data")
 CAP = 64  # new tokens of the tiny models
-SIZES = {"32x1": (32, 1, 6), "32x8": (32, 8, 2), "set": (1024, 1, 1)}  # queries, rollouts of each, calls a repeat
+SIZES = {"32x1": (32, 1, 4), "32x8": (32, 8, 2), "set": (1024, 1, 1)}  # queries, rollouts of each, calls a repeat
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def against_generate(flags):
         def theirs(size, batches=batches, n=n):
             return sum(generated(model, some, n, ends, size) for some in batches)
 
-        sizes = [size for size in (32, 64, 128, 256, 512) if size <= count * n]
+        sizes = [size for size in (32, 64, 128, 256) if size <= count * n]
         best = min(sizes, key=lambda size, theirs=theirs: seconds(theirs, size)) if len(sizes) > 1 else sizes[0]
         drawn = [], []  # tokens of each call: the two draw other completions, so each time is divided by its own
         times = in_turn(lambda ours=ours, drawn=drawn: drawn[0].append(ours()),

@@ -250,9 +250,8 @@ class Engine:
         self.at = SimpleNamespace(filling=None, rows=0, length=0, row=torch.arange(rows, device=device),
                                   position=self.position)
         layers, heads, size = cache_shape(model)
-        self.cache = Cache(layers=[
-            Slots(self.at, torch.zeros(2, rows, heads, width, size, dtype=self.dtype, device=device), last=i == layers - 1)
-            for i in range(layers)])
+        room = [torch.zeros(2, rows, heads, width, size, dtype=self.dtype, device=device) for _ in range(layers)]
+        self.cache = Cache(layers=[Slots(self.at, both, last=both is room[-1]) for both in room])
         self.graphs = {} if device.type == "cuda" else None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # the one that captures
         self.forward = torch.compile(forward) if compiled else forward
