@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# The experiment pipeline of arXiv:2601.22532: from the minimalist baseline, one design choice changed at a time.
+#
+#   ./ablate.sh                  the teaching selection (lines with a *), three seeds, one tiny model and set
+#   ./ablate.sh full             every line, three tiny models x two sets
+#   ./ablate.sh RUNG ...         every line of these rungs (and the baseline)
+#   ./ablate.sh --list [full | RUNG ...]     the commands, one a line, for GNU parallel, a Slurm array, other machines
+#
+#   MODEL= DATA= SEEDS= ROUNDS= LR= JOBS= OUT= FLAGS= PYTHON= override; MODEL, DATA and SEEDS may be lists: SEEDS="0 1"
+#
+# A run that is finished is not run again, one that was stopped goes on: after Ctrl-C, the same command continues. Then
+# `python report.py $OUT`. A line here is a setting: its name and the flags that it changes; add yours. LR was tuned
+# for the baseline on seeds 100 and 101, which are not reported.
+set -euo pipefail
+cd "$(dirname "$0")"
+LR=${LR:-1e-4} ROUNDS=${ROUNDS:-60} SEEDS=${SEEDS:-0 1 2} PYTHON=${PYTHON:-python} FLAGS=${FLAGS:-}
+lower=$(awk "BEGIN { print $LR / 3 }") higher=$(awk "BEGIN { print $LR * 3 }") signs="--right-reward 1 --wrong-reward -1"
+
+plan() {  # * teaching selection, r real sets only (too large a batch for the tiny ones), = the same by algebra: not run
+cat <<END
+baseline
+* 32x1
+* 32x1-long     --rounds $((8 * ROUNDS)) --eval-every $ROUNDS
+advantage
+* 32x1+7        --advantage group --baseline-rollouts 7
+rollouts
+* 32x8          --advantage group --rollouts 8
+  32x16         --advantage group --rollouts 16
+  32x32         --advantage group --rollouts 32
+  32x64         --advantage group --rollouts 64
+batch
+* 32x8          --advantage group --rollouts 8
+  64x8          --advantage group --rollouts 8 --batch-size 64
+  128x8         --advantage group --rollouts 8 --batch-size 128
+split
+  1x256         --advantage group --rollouts 256 --batch-size 1
+  2x128         --advantage group --rollouts 128 --batch-size 2
+* 4x64          --advantage group --rollouts 64 --batch-size 4
+  8x32          --advantage group --rollouts 32 --batch-size 8
+  16x16         --advantage group --rollouts 16 --batch-size 16
+* 32x8          --advantage group --rollouts 8
+  64x4          --advantage group --rollouts 4 --batch-size 64
+  128x2         --advantage group --rollouts 2 --batch-size 128
+* 256x1         --batch-size 256
+window
+* 64x4-window   --advantage window --window 8 --rollouts 4 --batch-size 64
+  128x2-window  --advantage window --window 8 --rollouts 2 --batch-size 128
+* 256x1-window  --advantage window --window 8 --batch-size 256
+  512x1-window  --advantage window --window 8 --batch-size 512
+  1024x1-window --advantage window --window 8 --batch-size 1024
+r 2048x1-window --advantage window --window 8 --batch-size 2048
+controls
+* 32x8-raw      --rollouts 8
+* 256x1-mean    --advantage batch-centered --batch-size 256
+rate
+  32x1@lower    --lr $lower
+  32x1
+  32x1@higher   --lr $higher
+  32x8@lower    --lr $lower --advantage group --rollouts 8
+  32x8          --advantage group --rollouts 8
+  32x8@higher   --lr $higher --advantage group --rollouts 8
+  256x1@lower   --lr $lower --batch-size 256
+  256x1         --batch-size 256
+  256x1@higher  --lr $higher --batch-size 256
+sister
+* one-query     --queries 1 --batch-size 1
+* punish        --wrong-reward -1
+  easy          --levels 1 2
+  hard          --levels 4 5
+neighbours
+  dr-grpo       --rollouts 8 --advantage group-centered --loss-mean constant
+  rloo          --rollouts 8 --advantage rloo
+  remax         --rollouts 8 --advantage remax
+  batch-mean    --rollouts 8 --advantage batch-centered
+  reinforce++   --rollouts 8 --advantage reinforce++
+  reinforce++-b --rollouts 8 --advantage reinforce++-baseline
+  lite-ppo      --rollouts 8 --advantage lite-ppo
+  raft          --rollouts 8 --advantage raft $signs
+= psr           raft, by another name
+= 32x8-window   32x8: a window of 8 that 8 rollouts fill is their group
+  reinforce-rej --rollouts 8 --advantage reinforce-rej $signs
+  nsr           --rollouts 8 --advantage nsr $signs
+  w-reinforce   --rollouts 8 --advantage w-reinforce $signs
+  group-mean    --rollouts 8 --advantage group-mean
+  window-mean   --rollouts 4 --advantage window-mean --window 8
+  sequence-mean --rollouts 8 --advantage group --loss-mean sequence
+  constant-mean --rollouts 8 --advantage group --loss-mean constant
+  kl-k1         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k1
+  kl-k2         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k2
+  kl-k3         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k3
+END
+}
+
+chosen() {  # rung TAB name TAB flags, of the lines asked for
+  local rung= mark words
+  plan | while read -r -a words; do
+    mark=
+    case "${words[0]}" in "*" | r | =) mark=${words[0]}; words=("${words[@]:1}");; esac
+    if [ -z "$mark" ] && [[ " $rungs " == *" ${words[0]} "* ]]; then rung=${words[0]}; continue; fi
+    case "$mark" in =) continue;; r) [[ $DATA != *tiny-* ]] || continue;; esac
+    if [ $# = 0 ]; then
+      [ "$mark" = "*" ] || continue
+    elif [ "$1" != full ] && [ $rung != baseline ]; then
+      [[ " $* " == *" $rung "* ]] || continue
+    fi
+    printf '%s\t%s\t%s\n' "$rung" "${words[0]}" "${words[*]:1}"
+  done
+}
+
+commands() {  # a folder, a TAB, a command a line; a setting that stands in several rungs once
+  local name flags seed model data dir
+  for seed in $SEEDS; do for model in $MODEL; do for data in $DATA; do
+    awk -F '\t' '!seen[$2]++' <<< "$settings" | while IFS=$'\t' read -r _ name flags; do
+      dir="$OUT/$(basename "$model")-$(basename "$data")/$name/seed-$seed"
+      printf '%s\t%s\n' "$dir" "$PYTHON train.py --model $model --data $data --seed $seed --rounds $ROUNDS --lr $LR \
+--eval-every $(((ROUNDS + 2) / 3)) --threads 1 $flags $FLAGS --out $dir"
+    done
+  done; done; done
+}
+
+finished() { cut -f 1 "$OUT/commands.tsv" | while read -r dir; do [ ! -e "$dir/summary.json" ] || echo; done | wc -l; }
+
+run() {  # one line of commands.tsv
+  local dir=${1%%$'\t'*} command=${1#*$'\t'} resume= total now left=?
+  mkdir -p "$dir"
+  if [ -e "$dir/command" ] && [ "$(cat "$dir/command")" != "$command" ]; then
+    echo "$dir: was run with other flags (see its file command); name another OUT" >> "$OUT/failed.txt"; return
+  fi
+  [ ! -e "$dir/summary.json" ] || return 0
+  echo "$command" > "$dir/command"
+  [ ! -e "$dir/config.json" ] || resume=--resume
+  $command $resume >> "$dir/log.txt" 2>&1 || { echo "$dir: $(tail -n 1 "$dir/log.txt")" >> "$OUT/failed.txt"; return; }
+  now=$(finished) total=$(wc -l < "$OUT/commands.tsv")
+  [ "$now" -le "$before" ] || left=$((($(date +%s) - started) * (total - now) / (now - before) / 60))
+  echo "$((now)) of $((total)) runs finished, about $left min left: ${dir#"$OUT"/}"
+}
+
+list=
+if [ "${1:-}" = --list ]; then list=1; shift; fi
+rungs=$(plan | grep -v '^[*= ]\|^r ' | tr '\n' ' ')
+for rung in "$@"; do
+  [[ " full $rungs" == *" $rung "* ]] || { echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2; exit 2; }
+done
+if [ "${1:-}" = full ]; then MODEL=${MODEL:-tiny-qwen2 tiny-llama tiny-olmo2} DATA=${DATA:-tiny-gsm tiny-math}; fi
+MODEL=${MODEL:-tiny-qwen2} DATA=${DATA:-tiny-gsm} OUT=${OUT:-runs/ablate}
+settings=$(chosen "$@")
+if [ -n "$list" ]; then commands | cut -f 2; exit; fi
+
+mkdir -p "$OUT" && touch "$OUT/plan.tsv"
+printf '%s\n' "$settings" | cat "$OUT/plan.tsv" - | awk '!seen[$0]++' > "$OUT/plan.tmp"  # with earlier calls'
+mv "$OUT/plan.tmp" "$OUT/plan.tsv"
+commands > "$OUT/commands.tsv"
+: > "$OUT/failed.txt"
+started=$(date +%s) before=$(finished)
+export OUT started before
+export -f run finished
+trap 'echo "ablate.sh: stopped; the same command goes on" >&2; exit 130' INT TERM
+tr '\n' '\0' < "$OUT/commands.tsv" | xargs -0 -n 1 -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" bash -c 'run "$0"' || true
+if [ -s "$OUT/failed.txt" ]; then echo "ablate.sh: these runs failed:" >&2; cat "$OUT/failed.txt" >&2; exit 1; fi
+echo "all runs are in $OUT: python report.py $OUT"
