@@ -1,9 +1,17 @@
 """Runs become figures and words.
 
-    python report.py runs/default        # draw curve.png again and print the account of the run
+    python report.py runs/default                          # one run: draw curve.png again and print its account
+    python report.py runs/ablate --out results/teaching    # many runs (ablate.sh): report.md, table.csv and figures
+
+Of many runs, a gain is the mean over seeds of the paired difference to the baseline of the same seed, with a 95 %
+interval by Student's t: three seeds are few, and a percentile bootstrap of three would cover 74 %. What an interval
+cannot tell from the baseline is said to be so, and nothing is ranked.
 """
 
+import csv
 import json
+import os
+import platform
 import sys
 from pathlib import Path
 
@@ -15,6 +23,7 @@ import numpy as np  # noqa: E402
 
 # Okabe and Ito's colours: told apart by the colour-blind, and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+COLORS = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
 
 
 def read_lines(path):
@@ -115,8 +124,256 @@ def account(folder):
     return "\n".join(text)
 
 
+# --- many runs --------------------------------------------------------------------------------------------------
+
+T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+       2.110, 2.101, 2.093, 2.086]  # Student's t, two-sided 95 %, by degrees of freedom from 1; beyond, the normal's
+BASE, LONG = "32x1", "32x1-long"  # the baseline, and the baseline with as many rollouts as 32x8
+DIRECT = [  # two settings that differ in one thing, neither of them the baseline
+    ("32x8", "32x8-raw", "the group's advantage against the raw reward, both 32 x 8"),
+    ("256x1-mean", "256x1", "the batch's mean subtracted or not, both 256 x 1"),
+    ("256x1-window", "256x1", "the window's advantage against the raw reward, both 256 x 1"),
+    ("32x8-raw", "256x1", "8 rollouts of 32 queries against one of 256, both raw"),
+    ("32x8", "256x1-mean", "the group's advantage on 32 x 8 against the batch's mean on 256 x 1"),
+]
+
+
+def t_interval(differences):
+    """(mean, half the width of its 95 % interval) of one difference a seed; the half is nan for a single seed."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return values.mean() if len(values) else np.nan, np.nan
+    t = T95[len(values) - 2] if len(values) - 2 < len(T95) else 1.96 + 2.4 / (len(values) - 1)
+    return values.mean(), t * values.std(ddof=1) / len(values) ** 0.5
+
+
+def read_run(folder):
+    """What the report needs of one run; raises ValueError, with the reason, for one that is not whole."""
+    try:
+        summary, config = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "config"))
+        metrics, evals = read_lines(folder / "metrics.jsonl"), read_lines(folder / "evals.jsonl")
+        seconds = np.cumsum([m["seconds_sampling"] + m["seconds_reward"] + m["seconds_update"] for m in metrics])
+        run = {"summary": summary, "config": config, "folder": folder}
+        for split in ("train", "test"):
+            lines = [line for line in evals if line["split"] == split]
+            run[split] = np.array([line["pass@1"] for line in lines])
+            run[f"{split}_right"] = np.array([line["right"] for line in lines])
+            run["round"] = np.array([line["round"] for line in lines])
+        run["rollouts"] = run["round"] * summary["rollouts"] / summary["rounds"]
+        run["seconds"] = np.concatenate([[0], seconds])[run["round"]]
+        if len(run["round"]) < 2 or run["round"][-1] != summary["rounds"] or len(metrics) != summary["rounds"]:
+            raise ValueError("its log does not reach its last round")
+        return run
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {type(error).__name__}: {error}") from None
+
+
+def read_pair(folder):
+    """({setting: {seed: run}} of one model and set, [what was left out and why])."""
+    runs, left_out = {}, []
+    for path in sorted(folder.glob("*/seed-*")):
+        try:
+            runs.setdefault(path.parent.name, {})[int(path.name.removeprefix("seed-"))] = read_run(path)
+        except ValueError as error:
+            left_out.append(str(error))
+    return runs, left_out
+
+
+def at(run, split, axis, place):
+    """pass@1 at a number of rounds, rollouts or seconds; between two evaluations, on the line between them."""
+    return np.interp(place, run[axis], run[split])
+
+
+def gain(runs, one, other, split, axis="round"):
+    """t_interval of one - other over their common seeds, where the shorter of the two ends on the axis."""
+    differences = []
+    for seed in sorted(set(runs.get(one, {})) & set(runs.get(other, {}))):
+        a, b = runs[one][seed], runs[other][seed]
+        place = min(a[axis][-1], b[axis][-1])
+        differences.append(at(a, split, axis, place) - at(b, split, axis, place))
+    return t_interval(differences)
+
+
+def best_round(run):
+    """(round, pass@1 there, collapsed): the round chosen on the even test queries, its pass@1 taken on the odd ones,
+    so that luck in the choice is not counted; collapsed if the end is worse there by more than 3 standard errors."""
+    right = run["test_right"]
+    best = right[:, ::2].mean(axis=1).argmax()
+    drop = right[best, 1::2] - right[-1, 1::2]
+    error = drop.std(ddof=1) / len(drop) ** 0.5 if len(drop) > 1 else np.nan
+    return run["round"][best], right[best, 1::2].mean(), bool(drop.mean() > 3 * error)
+
+
+def interval(value):
+    mean, half = value
+    return "" if np.isnan(mean) else f"{mean:+.3f}" + (" (one seed)" if np.isnan(half) else f" ± {half:.3f}")
+
+
+def verdict(value):
+    mean, half = value
+    return "unknown" if not abs(mean) <= 1 or np.isnan(half) else "more" if mean > half else "less" if mean < -half \
+        else "same"
+
+
+def row(runs, setting):
+    """The line of one setting, {column: text}."""
+    mine = list(runs[setting].values())
+    long = LONG if LONG in runs else BASE
+    base = setting in (BASE, LONG)
+    best = [best_round(run) for run in mine]
+    pass_k = next((key.removesuffix("_before") for key in mine[0]["summary"] if key.startswith("test_pass@")
+                   and key.endswith("_before") and "@1_" not in key), None)
+
+    def mean(key):
+        return f"{np.mean([run['summary'][key] for run in mine]):.3f}"
+
+    return {
+        "setting": setting, "seeds": len(mine), "train pass@1": mean("train_pass@1_after"),
+        "test pass@1": mean("test_pass@1_after"),
+        "gain, train, equal rounds": "" if base else interval(gain(runs, setting, BASE, "train")),
+        "gain, test, equal rounds": "" if base else interval(gain(runs, setting, BASE, "test")),
+        "gain, test, equal rollouts": "" if base else interval(gain(runs, setting, long, "test", "rollouts")),
+        f"test {pass_k.removeprefix('test_')}" if pass_k else "test pass@k":
+            f"{mean(pass_k + '_before')} → {mean(pass_k + '_after')}" if pass_k else "",
+        "best round": f"{np.median([b[0] for b in best]):.0f}: {np.mean([b[1] for b in best]):.3f}",
+        "collapsed": f"{sum(b[2] for b in best)} of {len(best)}",
+        "rollouts": f"{np.mean([run['summary']['rollouts'] for run in mine]):,.0f}",
+        "seconds": f"{np.mean([run['summary']['seconds'] for run in mine]):.0f}",
+    }
+
+
+def in_words(runs, settings):
+    """Which differences to the baseline on the test set are larger than the noise."""
+    kinds = {}
+    for setting in settings:
+        if setting not in (BASE, LONG):
+            kinds.setdefault(verdict(gain(runs, setting, BASE, "test")), []).append(setting)
+    words = {"more": "above the baseline by more than the noise", "less": "below it by more than the noise",
+             "same": "not told apart from it", "unknown": "with too few seeds to say"}
+    return "On the test set, at equal rounds: " + "; ".join(
+        f"{words[kind]}: {', '.join(kinds[kind])}" for kind in words if kind in kinds) + "." if kinds else ""
+
+
+def undecided(runs):
+    """Sentences on the learning rate: a finding whose sign depends on it is undecided."""
+    said = []
+    for setting in ("32x8", "256x1"):
+        gains = {rate: gain(runs, setting + rate, "32x1" + rate, "test") for rate in ("@lower", "", "@higher")}
+        known = {rate.removeprefix("@") or "as it is": value for rate, value in gains.items() if not np.isnan(value[0])}
+        if len(known) > 1:
+            signs = {verdict(value) for value in known.values()} - {"same", "unknown"}
+            said.append(f"{setting} against 32x1 at the same rate: " + ", ".join(
+                f"{rate} {interval(value)}" for rate, value in known.items())
+                + (": undecided, the sign depends on the learning rate." if len(signs) > 1 else "."))
+    return said
+
+
+def figure(runs, settings, path, title):
+    """Learning curves: train and test against rounds, rollouts and seconds; mean and range over the seeds."""
+    axes_names = {"round": "round", "rollouts": "rollouts", "seconds": "seconds of sampling, reward and update"}
+    drawing, panels = plt.subplots(2, 3, figsize=(13, 7), sharey="row", layout="constrained")
+    for line, split in enumerate(("train", "test")):
+        for column, (axis, label) in enumerate(axes_names.items()):
+            panel = panels[line, column]
+            for i, setting in enumerate(settings):
+                mine = list(runs[setting].values())
+                place = np.mean([run[axis] for run in mine], axis=0)
+                values = np.array([run[split] for run in mine])
+                style = dict(color=COLORS[i % len(COLORS)], linestyle=("-", "--", ":")[i // len(COLORS)])
+                panel.plot(place, values.mean(axis=0), marker="os^Dv<>p"[i % 8], markersize=4, label=setting, **style)
+                panel.fill_between(place, values.min(axis=0), values.max(axis=0), alpha=0.12, color=style["color"])
+            panel.set(xlabel=label, ylabel=f"pass@1, whole {split} set" if not column else None)
+            if axis != "round":
+                panel.set_xscale("symlog", linthresh=max(1, panel.get_xlim()[1] / 100))
+                panel.set_xlim(left=0)
+    panels[0, 0].legend(fontsize=8)
+    seeds = {len(runs[setting]) for setting in settings}
+    drawing.suptitle(f"{title}: mean and range of {'/'.join(map(str, sorted(seeds)))} seeds")
+    drawing.savefig(path, dpi=100)
+    plt.close(drawing)
+
+
+def samples(run, count=2):
+    """Markdown: completions of one run before and after, and the tokens whose log-probability moved most."""
+    text, lines = [], read_lines(run["folder"] / "samples.jsonl")
+    for query in range(count):
+        mine = [line for line in lines if line["query"] == query]
+        if mine:
+            text.append(f"**{mine[0]['prompt'].split(' Let')[0]}** (answer: {mine[0]['gold']})\n")
+        for line in mine[::2]:
+            moved = np.subtract(line["logprobs_after"], line["logprobs_before"])
+            most = ", ".join(f"`{line['tokens'][i]!r}` {line['logprobs_before'][i]:.2f} → "
+                             f"{line['logprobs_after'][i]:.2f}" for i in np.argsort(-abs(moved))[:3])
+            text.append(f"- {line['policy']} (reward {line['reward']:g}): `{line['completion']!r}`; moved most: {most}")
+        text.append("")
+    return text
+
+
+def report(folder, out):
+    """Write report.md, table.csv and the figures of all runs in `folder` into `out`; returns the path of report.md."""
+    folder, out = Path(folder), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    plan = [line.split("\t") for line in (folder / "plan.tsv").read_text().splitlines()]
+    text, table = ["# Report of the experiment pipeline", ""], []
+    for pair in sorted({path.parent.parent for path in folder.glob("*/*/seed-*")}):
+        runs, left_out = read_pair(pair)
+        done = [run for seeds in runs.values() for run in seeds.values()]
+        text += [f"## {pair.name}", ""]
+        if left_out:
+            text += ["Left out: " + "; ".join(left_out) + ".", ""]
+        if not done:
+            continue
+        commits = ", ".join(sorted({str(run["summary"]["commit"]) for run in done}))
+        text += [f"{len(done)} runs, {sum(run['summary']['seconds'] for run in done) / 3600:.1f} core hours, commit "
+                 f"{commits}, torch {done[0]['config']['torch']}, {os.cpu_count()} cores ({platform.machine()}).", "",
+                 "Gains are mean paired differences to the baseline, 32x1, with 95 % intervals (Student's t, over "
+                 "seeds); one interval in twenty misses by chance. Equal rollouts: against the baseline that went on for "
+                 "eight times the rounds, where the shorter of the two ends, extra rollouts counted. Best round: chosen on "
+                 "half of the test queries, pass@1 on the other half.", ""]
+        for rung in dict.fromkeys(line[0] for line in plan):
+            settings = [line[1] for line in plan if line[0] == rung and line[1] in runs]
+            shown = settings if BASE in settings or BASE not in runs else [BASE, *settings]
+            if not settings:
+                continue
+            rows = [row(runs, setting) for setting in shown]
+            table += [{"pair": pair.name, "rung": rung, **line} for line in rows]
+            text += [f"### {rung}", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|",
+                     *("| " + " | ".join(map(str, line.values())) + " |" for line in rows), "",
+                     *(f"`{name}`: `{flags or 'the defaults'}`  " for where, name, flags in plan if where == rung), "",
+                     in_words(runs, shown), ""]
+            name = f"{pair.name}-{rung}.png"
+            figure(runs, shown, out / name, f"{pair.name}, {rung}")
+            text += [f"![learning curves of the rung {rung}]({name})", ""]
+            if rung == "controls":
+                text += [f"- {one} - {other} on the test set: {interval(gain(runs, one, other, 'test'))} ({why})"
+                         for one, other, why in DIRECT if one in runs and other in runs] + [""]
+            if rung == "rate":
+                text += undecided(runs) + [""]
+        for setting in [name for name in ("32x1", "32x8") if name in runs]:
+            seed = min(runs[setting])
+            text += [f"### Samples of {setting}, seed {seed}", "", *samples(runs[setting][seed])]
+    (out / "report.md").write_text("\n".join(text) + "\n")
+    columns = list(dict.fromkeys(key for line in table for key in line))
+    with open(out / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+    return out / "report.md"
+
+
+def main():
+    words = sys.argv[1:]
+    out = words.pop(words.index("--out") + 1) if "--out" in words[:-1] else None
+    words = [word for word in words if word != "--out"]
+    folder = Path(words[0]) if len(words) == 1 else None
+    if folder and (folder / "plan.tsv").exists():
+        print(report(folder, out or folder))
+    elif folder and (folder / "summary.json").exists():
+        curve(folder)
+        print(account(folder))
+    else:
+        sys.exit("report.py: give the folder of a finished run (it has a summary.json) or of ablate.sh (a plan.tsv)")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "summary.json").exists():
-        sys.exit("report.py: give the folder of a finished run (one with a summary.json)")
-    curve(sys.argv[1])
-    print(account(sys.argv[1]))
+    main()
