@@ -327,9 +327,9 @@ def report(folder, out):
         text += [f"{len(done)} runs, {sum(run['summary']['seconds'] for run in done) / 3600:.1f} core hours, commit "
                  f"{commits}, torch {done[0]['config']['torch']}, {os.cpu_count()} cores ({platform.machine()}).", "",
                  "Gains are mean paired differences to the baseline, 32x1, with 95 % intervals (Student's t, over "
-                 "seeds); one interval in twenty misses by chance. Equal rollouts: against the baseline that went on for "
-                 "eight times the rounds, where the shorter of the two ends, extra rollouts counted. Best round: chosen on "
-                 "half of the test queries, pass@1 on the other half.", ""]
+                 "seeds); one interval in twenty misses by chance. Equal rollouts: against the baseline that went on "
+                 "for eight times the rounds, where the shorter of the two ends, extra rollouts counted. Best round: "
+                 "chosen on half of the test queries, pass@1 on the other half.", ""]
         for rung in dict.fromkeys(line[0] for line in plan):
             settings = [line[1] for line in plan if line[0] == rung and line[1] in runs]
             shown = settings if BASE in settings or BASE not in runs else [BASE, *settings]
