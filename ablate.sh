@@ -5,14 +5,12 @@
 #   ./ablate.sh full             every line, three tiny models x two sets
 #   ./ablate.sh RUNG ...         every line of these rungs (and the baseline)
 #   ./ablate.sh --list [full | RUNG ...]     the commands, one a line, for GNU parallel, a Slurm array, other machines
-#
 #   MODEL= DATA= SEEDS= ROUNDS= LR= JOBS= OUT= FLAGS= PYTHON= override; MODEL, DATA and SEEDS may be lists: SEEDS="0 1"
 #
-# A run that is finished is not run again, one that was stopped goes on: after Ctrl-C, the same command continues. Then
-# `python report.py $OUT`. A line here is a setting: its name and the flags that it changes; add yours. LR was tuned
-# for the baseline on seeds 100 and 101, which are not reported.
-set -euo pipefail
-cd "$(dirname "$0")"
+# A run that is finished is not run again, one that was stopped (Ctrl-C) goes on. Then: python report.py $OUT
+# A line of the plan is a setting: its name and the flags that it changes; add yours. LR was tuned for the baseline, on
+# seeds 100 and 101, which are not reported.
+set -euo pipefail; cd "$(dirname "$0")"
 LR=${LR:-1e-4} ROUNDS=${ROUNDS:-60} SEEDS=${SEEDS:-0 1 2} PYTHON=${PYTHON:-python} FLAGS=${FLAGS:-}
 lower=$(awk "BEGIN { print $LR / 3 }") higher=$(awk "BEGIN { print $LR * 3 }") signs="--right-reward 1 --wrong-reward -1"
 
@@ -94,15 +92,11 @@ END
 chosen() {  # rung TAB name TAB flags, of the lines asked for
   local rung= mark words
   plan | while read -r -a words; do
-    mark=
-    case "${words[0]}" in "*" | r | =) mark=${words[0]}; words=("${words[@]:1}");; esac
+    mark=; case "${words[0]}" in "*" | r | =) mark=${words[0]}; words=("${words[@]:1}");; esac
     if [ -z "$mark" ] && [[ " $rungs " == *" ${words[0]} "* ]]; then rung=${words[0]}; continue; fi
     case "$mark" in =) continue;; r) [[ $DATA != *tiny-* ]] || continue;; esac
-    if [ $# = 0 ]; then
-      [ "$mark" = "*" ] || continue
-    elif [ "$1" != full ] && [ $rung != baseline ]; then
-      [[ " $* " == *" $rung "* ]] || continue
-    fi
+    if [ $# = 0 ]; then [ "$mark" = "*" ] || continue
+    elif [ "$1" != full ]; then [[ " baseline $* " == *" $rung "* ]] || continue; fi
     printf '%s\t%s\t%s\n' "$rung" "${words[0]}" "${words[*]:1}"
   done
 }
@@ -117,9 +111,7 @@ commands() {  # a folder, a TAB, a command a line; a setting that stands in seve
     done
   done; done; done
 }
-
 finished() { cut -f 1 "$OUT/commands.tsv" | while read -r dir; do [ ! -e "$dir/summary.json" ] || echo; done | wc -l; }
-
 run() {  # one line of commands.tsv
   local dir=${1%%$'\t'*} command=${1#*$'\t'} resume= total now left=?
   mkdir -p "$dir"
@@ -135,8 +127,7 @@ run() {  # one line of commands.tsv
   echo "$((now)) of $((total)) runs finished, about $left min left: ${dir#"$OUT"/}"
 }
 
-list=
-if [ "${1:-}" = --list ]; then list=1; shift; fi
+list=; if [ "${1:-}" = --list ]; then list=1; shift; fi
 rungs=$(plan | grep -v '^[*= ]\|^r ' | tr '\n' ' ')
 for rung in "$@"; do
   [[ " full $rungs" == *" $rung "* ]] || { echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2; exit 2; }
@@ -149,10 +140,8 @@ if [ -n "$list" ]; then commands | cut -f 2; exit; fi
 mkdir -p "$OUT" && touch "$OUT/plan.tsv"
 printf '%s\n' "$settings" | cat "$OUT/plan.tsv" - | awk '!seen[$0]++' > "$OUT/plan.tmp"  # with earlier calls'
 mv "$OUT/plan.tmp" "$OUT/plan.tsv"
-commands > "$OUT/commands.tsv"
-: > "$OUT/failed.txt"
-started=$(date +%s) before=$(finished)
-export OUT started before
+commands > "$OUT/commands.tsv"; : > "$OUT/failed.txt"
+export OUT started=$(date +%s) before=$(finished)
 export -f run finished
 trap 'echo "ablate.sh: stopped; the same command goes on" >&2; exit 130' INT TERM
 tr '\n' '\0' < "$OUT/commands.tsv" | xargs -0 -n 1 -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" bash -c 'run "$0"' || true
