@@ -15,6 +15,10 @@ other rollouts.
 The same for the step that Adam makes of each estimate: at the base model its first (nearly the sign of g), half-way
 with the moments that the run has gathered. Half-way is after 30 rounds of 256 x 1 with a window of 8, whose histories
 serve the window's advantage; at the base no query has one, where that advantage is the raw reward.
+
+Beside them, why it may not help to subtract the mean reward: the variance of (R - b) * score, where the score is the
+gradient of a completion's log-probability, is least at b = E[R |score|^2] / E[|score|^2], which lies far below the mean
+reward where wrong completions have the larger scores.
 """
 
 import copy
@@ -106,6 +110,18 @@ def estimate(policy, setting, chosen, rollouts, rewards, length):
     return -recorder.gradient
 
 
+def score_norms(policy, length, count=256):
+    """(share right, mean squared norm of the score of the right completions, of the wrong ones), one rollout each."""
+    chosen, rollouts, rewards = draw(policy, count, 1, 10**7, length)
+    norms, recorder = [], Recorder(policy.model)
+    for i, one in zip(chosen, rollouts, strict=True):
+        bandit.update(policy.model, recorder, [policy.prompts[i]], [one.tokens], torch.ones(1), loss_mean="constant",
+                      max_grad_norm=float("inf"))
+        norms.append(recorder.gradient.square().sum().item())
+    norms, right = np.array(norms), rewards.numpy().ravel() > 0
+    return right.mean(), norms[right].mean(), norms[~right].mean()
+
+
 def adam_step(gradient, moments, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8):
     """The step that Adam makes of an ascent direction, up to the learning rate (arXiv:1412.6980), as train.py does:
     clipped first, with the moments gathered so far."""
@@ -187,15 +203,16 @@ def main():
         if args.rounds < 2 or args.reference_rounds < 2 or args.run_rounds < 1:
             raise ValueError("--rounds and --reference-rounds must be at least 2, --run-rounds at least 1")
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        found = {}
+        found, scores = {}, {}
         for name, policy in policies(args):
             found[name] = probe(policy, args.rounds, args.reference_rounds, args.max_new_tokens, bool(policy.windows))
+            scores[name] = score_norms(policy, args.max_new_tokens)
     except (ValueError, OSError) as error:
         sys.exit(f"probe.py: {error}")
-    write(found, args)
+    write(found, scores, args)
 
 
-def write(found, args):
+def write(found, scores, args):
     """probe.md, probe.csv and probe.png."""
     keys = ("cosine", "a round", "SNR", "uphill")
     heads = [f"{kind}: {key}" for kind in ("gradient", "Adam") for key in keys]
@@ -212,6 +229,11 @@ def write(found, args):
     text = (f"`python probe.py --model {args.model} --data {args.data} --rounds {args.rounds} --reference-rounds "
             f"{args.reference_rounds}`: {args.rounds} rounds of 256 rollouts a setting, a reference of "
             f"{256 * args.reference_rounds:,} rollouts.\n\n" + "\n".join(lines))
+    for policy, (p, right, wrong) in scores.items():
+        best = p * right / (p * right + (1 - p) * wrong)
+        text += (f"\n\nAt {policy}: {p:.2f} of 256 completions right; mean squared norm of the score {right:,.0f} for "
+                 f"right ones, {wrong:,.0f} for wrong ones; the constant baseline of least variance is {best:.2f}, the "
+                 f"mean reward {p:.2f}.")
     (Path(args.out) / "probe.md").write_text(text + "\n")
     drawing, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for panel, kind, title in zip(panels, ("gradient", "adam"), ("the estimate", "the step that Adam makes of it"),
@@ -226,7 +248,7 @@ def write(found, args):
         panel.axvline(0, color=report.GREY, linewidth=0.8)
     panels[0].set_yticks(range(len(SETTINGS)), list(SETTINGS))
     panels[0].invert_yaxis()
-    panels[0].legend(fontsize=8)
+    panels[1].legend(*panels[0].get_legend_handles_labels(), fontsize=8)
     drawing.savefig(Path(args.out) / "probe.png", dpi=110)
     print(text)
 

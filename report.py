@@ -269,24 +269,29 @@ def undecided(runs):
 
 
 def figure(runs, settings, path, title):
-    """Learning curves: train and test against rounds, rollouts and seconds; mean and range over the seeds."""
-    axes_names = {"round": "round", "rollouts": "rollouts", "seconds": "seconds of sampling, reward and update"}
+    """Learning curves: train and test against rounds, rollouts and seconds; mean and range over the seeds. The long
+    baseline stands behind, in grey: it is what the same rollouts or seconds bring without any change."""
+    labels = {"round": "round", "rollouts": "rollouts", "seconds": "seconds of sampling, reward and update"}
+    last = max(run["round"][-1] for setting in settings for run in runs[setting].values())
+    drawn = [(LONG, GREY, "--", "")] if LONG in runs and LONG not in settings else []
+    drawn += [(setting, COLORS[i % 8], ("-", ":")[i // 8 % 2], "os^Dv<>p"[i % 8]) for i, setting in enumerate(settings)]
     drawing, panels = plt.subplots(2, 3, figsize=(13, 7), sharey="row", layout="constrained")
     for line, split in enumerate(("train", "test")):
-        for column, (axis, label) in enumerate(axes_names.items()):
-            panel = panels[line, column]
-            for i, setting in enumerate(settings):
+        for column, (axis, label) in enumerate(labels.items()):
+            panel, first = panels[line, column], int(axis != "round")  # a logarithmic axis has no place for round 0
+            for setting, color, style, marker in drawn if first else drawn[-len(settings):]:
                 mine = list(runs[setting].values())
-                place = np.mean([run[axis] for run in mine], axis=0)
-                values = np.array([run[split] for run in mine])
-                style = dict(color=COLORS[i % len(COLORS)], linestyle=("-", "--", ":")[i // len(COLORS)])
-                panel.plot(place, values.mean(axis=0), marker="os^Dv<>p"[i % 8], markersize=4, label=setting, **style)
-                panel.fill_between(place, values.min(axis=0), values.max(axis=0), alpha=0.12, color=style["color"])
+                place = np.mean([run[axis] for run in mine], axis=0)[first:]
+                values = np.array([run[split] for run in mine])[:, first:]
+                panel.plot(place, values.mean(axis=0), linestyle=style, marker=marker, markersize=4, color=color,
+                           label=setting)
+                panel.fill_between(place, values.min(axis=0), values.max(axis=0), alpha=0.12, color=color)
             panel.set(xlabel=label, ylabel=f"pass@1, whole {split} set" if not column else None)
-            if axis != "round":
-                panel.set_xscale("symlog", linthresh=max(1, panel.get_xlim()[1] / 100))
-                panel.set_xlim(left=0)
-    panels[0, 0].legend(fontsize=8)
+            if first:
+                panel.set_xscale("log")
+            else:
+                panel.set_xlim(-0.03 * last, 1.03 * last)
+    panels[0, 1].legend(fontsize=8)
     seeds = {len(runs[setting]) for setting in settings}
     drawing.suptitle(f"{title}: mean and range of {'/'.join(map(str, sorted(seeds)))} seeds")
     drawing.savefig(path, dpi=100)
@@ -329,7 +334,8 @@ def report(folder, out):
                  "Gains are mean paired differences to the baseline, 32x1, with 95 % intervals (Student's t, over "
                  "seeds); one interval in twenty misses by chance. Equal rollouts: against the baseline that went on "
                  "for eight times the rounds, where the shorter of the two ends, extra rollouts counted. Best round: "
-                 "chosen on half of the test queries, pass@1 on the other half.", ""]
+                 "chosen on half of the test queries, pass@1 on the other half. train pass@1 is on the queries trained "
+                 "on, which `--queries` and `--levels` choose.", ""]
         for rung in dict.fromkeys(line[0] for line in plan):
             settings = [line[1] for line in plan if line[0] == rung and line[1] in runs]
             shown = settings if BASE in settings or BASE not in runs else [BASE, *settings]

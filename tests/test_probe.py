@@ -74,3 +74,23 @@ def test_the_probe_end_to_end(tmp_path, monkeypatch, capsys):
     assert page.count("| base |") == 8 and page.count("| round 2 |") == 9  # no window at the base; a ceiling each
     assert page.strip() in capsys.readouterr().out
     assert (tmp_path / "probe.png").stat().st_size > 0 and len((tmp_path / "probe.csv").read_text().splitlines()) == 16
+
+
+def test_the_norms_of_scores(checkpoint, monkeypatch):
+    model, tokenizer = rollout.load(checkpoint("qwen2"), "cpu")
+    model.eval()
+    queries = data.load("tiny-gsm", "train")[:8]
+    prompts = data.encode(tokenizer, queries)
+    policy = probe.Policy(model, tokenizer, queries, prompts, {}, None)
+    monkeypatch.setattr(probe.evaluate, "judge", lambda tokenizer, queries, rollouts: (
+        np.array([len(r.tokens) % 2 == 0 or i == 0 for i, r in enumerate(rollouts)]), None, None))
+    chosen, rollouts, rewards = probe.draw(policy, 8, 1, 10**7, 5)
+    assert 0 < rewards.sum() < 8
+    squares = []
+    for i, one in zip(chosen, rollouts, strict=True):
+        logprob = bandit.completion_logprobs(model, [prompts[i]], [one.tokens]).sum()
+        squares.append(sum((g**2).sum().item() for g in torch.autograd.grad(logprob, list(model.parameters()))))
+    right = rewards.numpy().ravel() > 0
+    squares = np.array(squares)
+    assert probe.score_norms(policy, 5, 8) == pytest.approx((right.mean(), squares[right].mean(), squares[~right].mean()),
+                                                            rel=1e-4)
