@@ -92,5 +92,5 @@ def test_the_norms_of_scores(checkpoint, monkeypatch):
         squares.append(sum((g**2).sum().item() for g in torch.autograd.grad(logprob, list(model.parameters()))))
     right = rewards.numpy().ravel() > 0
     squares = np.array(squares)
-    assert probe.score_norms(policy, 5, 8) == pytest.approx((right.mean(), squares[right].mean(), squares[~right].mean()),
-                                                            rel=1e-4)
+    expected = right.mean(), squares[right].mean(), squares[~right].mean()
+    assert probe.score_norms(policy, 5, 8) == pytest.approx(expected, rel=1e-4)
