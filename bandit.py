@@ -13,9 +13,11 @@ dynamic sampling and the overlong penalty (they change what is sampled or reward
 """
 
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-6  # keeps a group without spread from dividing by zero, as in the paper's code
 
@@ -188,23 +190,49 @@ def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, 
 # --- 3. the update of a language model --------------------------------------------------------------------------
 
 
+HEAD_NUMBERS = 2**26  # logits held at a time: 256 MB in float32
+CAP = 2.0  # of the weight by which --correct-sampler corrects
+ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda value: [value])  # see distributed.py
+
+
 def completion_logprobs(model, prompts, completions, temperature=1.0):
     """Log-probability of every completion token, [tokens], row after row, the end-of-sequence token included.
 
     Rows are padded on the right only: with causal attention no real token ever sees the padding, positions count
     from 0 by themselves, and the padding is never picked below, whatever its id.
+    Of the [rows, length, vocabulary] logits there is never more than a piece: the head is applied to the tokens that
+    count, some at a time, and once more for each piece on the way back, in float32 from the logits on.
     """
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    first = min(map(len, prompts))  # no logits are needed before the shortest prompt's last token
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    picked = torch.zeros(len(prompts), width, dtype=torch.bool)
+    ids = torch.zeros(len(prompts), max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)),
+                      dtype=torch.long)
+    picked = torch.zeros_like(ids, dtype=torch.bool)
     for row, (p, c) in enumerate(zip(prompts, completions, strict=True)):
         ids[row, :len(p) + len(c)] = torch.tensor(p + c)
         picked[row, len(p):len(p) + len(c)] = True
-    ids, picked = ids.to(model.device), picked[:, first:].to(model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=width - first + 1).logits[:, :-1]
-    return -torch.nn.functional.cross_entropy(logits[picked].float() / temperature, ids[:, first:][picked],
-                                              reduction="none")
+    ids, picked = ids.to(model.device), picked.to(model.device)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    hidden, targets = hidden[:, :-1][picked[:, 1:]], ids[picked]  # a token is predicted at the place before it
+    head = model.get_output_embeddings()
+
+    def chosen(hidden, targets):
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    size = max(1, HEAD_NUMBERS // head.weight.shape[0])
+    if len(targets) <= size:
+        return chosen(hidden, targets)
+    return torch.cat([checkpoint(chosen, *piece, use_reentrant=False)
+                      for piece in zip(hidden.split(size), targets.split(size), strict=True)])
+
+
+@torch.no_grad()
+def check_head(model):
+    """Raise ValueError for a model whose logits are not its head's output alone (some are scaled, or capped)."""
+    ids = torch.tensor([[1, 2]], device=model.device)
+    plain = model.get_output_embeddings()(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(plain, model(input_ids=ids, use_cache=False).logits):
+        raise ValueError("this model does something to its logits after its head, which the loss would not know")
 
 
 def parts(lengths, budget):
@@ -220,39 +248,55 @@ def parts(lengths, budget):
 
 def update(model, optimizer, prompts, completions, advantage, *, loss_mean="token", longest=1, temperature=1.0,
            epochs=1, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None, max_grad_norm=1.0,
-           micro_tokens=2048):
-    """One round's step (or `epochs` of them) on N completions; the model is changed in place.
+           micro_tokens=2048, sampled=None, correct=False, processes=ALONE):
+    """One round's step (or `epochs` of them) on N completions; what the optimizer holds is changed in place.
 
     prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;
     reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they
     have no gradient, so they are not run; their tokens stay in the denominator.
+    sampled: N lists, the log-probabilities that the sampler gave; correct: weigh each token by how much likelier it
+    is here than there, at most CAP (truncated importance sampling, Ionides 2008).
+    processes: where there are several, which of the rows this one runs (share), the sum of tensors over all of them
+    (add_up) and the values of all (gather); each is given the whole round.
     Returns the loss (mean of the epochs), the norms of the gradient (before clipping) and of the step, both of the
-    last epoch, and the mean k3 of KL(pi||ref) before the first step. Raises ValueError if the gradient is not finite.
+    last epoch; of the tokens that were run, before the first step, the mean k3 of KL(pi||ref) and the mean and the
+    largest gap between the sampler's log-probability and this one. Raises ValueError if the gradient is not finite.
     """
     lengths = torch.tensor([len(c) for c in completions])
     weights = LOSS_MEANS[loss_mean](lengths, longest)
     used = [i for i in range(len(completions)) if kl or advantage[i] != 0]
+    used = processes.share(sorted(used, key=lambda i: len(prompts[i]) + len(completions[i])))
     groups = [[used[j] for j in part] for part in
               parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    old, base, total, kl_sum = {}, {}, 0.0, 0.0
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    old, base, ratio = {}, {}, {}
+    sums = torch.zeros(4, dtype=torch.float64)  # of the loss, the KL, the gaps, and the tokens that were run
+    largest = 0.0
     for epoch in range(epochs):
         for p in parameters:  # zeros, not None: a round without any gradient still steps (momentum, weight decay)
             p.grad = torch.zeros_like(p)
         for k, rows in enumerate(groups):
             texts = [prompts[i] for i in rows], [completions[i] for i in rows]
             logprobs = completion_logprobs(model, *texts, temperature)
+            spread = torch.tensor(rows).repeat_interleave(lengths[rows])  # the completion of each token
             if epoch == 0:
                 old[k] = logprobs.detach()  # nothing has moved yet: this is the policy that sampled
                 if kl:
                     with torch.no_grad():
                         base[k] = completion_logprobs(reference, *texts, temperature)
-                    kl_sum += KL_ESTIMATORS["k3"](old[k] - base[k]).sum().item()
-            spread = torch.tensor(rows).repeat_interleave(lengths[rows])  # the completion of each token
-            value = loss(logprobs, old[k], advantage[spread].to(logprobs), weights[spread].to(logprobs),
-                         clip_low, clip_high, kl, kl_estimator, base.get(k))
+                    sums[1] += KL_ESTIMATORS["k3"](old[k] - base[k]).sum().item()
+                if sampled:
+                    gap = old[k] - torch.tensor([x for i in rows for x in sampled[i]]).to(old[k])
+                    sums[2:] += torch.tensor([gap.abs().sum().item(), len(gap)])
+                    largest = max(largest, gap.abs().max().item())
+                    if correct:
+                        ratio[k] = gap.exp().clamp(max=CAP)
+            value = loss(logprobs, old[k], advantage[spread].to(logprobs),
+                         weights[spread].to(logprobs) * ratio.get(k, 1), clip_low, clip_high, kl, kl_estimator,
+                         base.get(k))
             value.backward()
-            total += value.item() / epochs
+            sums[0] += value.item() / epochs
+        processes.add_up([p.grad for p in parameters])
         before = [p.detach().clone() for p in parameters]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         if not norm.isfinite():
@@ -260,8 +304,11 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
         optimizer.step()
         step = torch.stack([(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
     optimizer.zero_grad()
+    total, kl_sum, gaps, run = sum(processes.gather(sums)).tolist()
+    largest = max(processes.gather(largest))
     return {"loss": total, "grad_norm": norm.item(), "update_norm": step.item(),
-            "kl": kl_sum / lengths.sum().item() if kl else None}
+            "kl": kl_sum / lengths.sum().item() if kl else None,
+            "gap": gaps / run if run else None, "largest_gap": largest if run else None}
 
 
 # --- 4. run as a script: the same functions where everything is known -------------------------------------------

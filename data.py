@@ -36,6 +36,10 @@ INSTRUCTION = {
 }
 
 
+# Some templates ask for today's date. This one is the day that Llama 3.2's falls back to.
+SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+
+
 class Query(NamedTuple):
     prompt: str  # the user's turn: the question and the instruction
     gold: str  # the reference answer: what stands after #### or inside \boxed{}
@@ -144,12 +148,25 @@ def encode(tokenizer, queries):
 
     The template writes the beginning-of-sequence token itself where the model wants one, so the tokenizer must not
     add a second. A tokenizer without a template (a plain base model's) gets the text alone, with its own specials.
+    A template that asks for today's date (Llama 3.2's) gets the same each day: runs are to be compared.
     """
     if not tokenizer.chat_template:
         return [tokenizer(query.prompt)["input_ids"] for query in queries]
+    template = SAME_DAY + tokenizer.get_chat_template()
     texts = [tokenizer.apply_chat_template([{"role": "user", "content": query.prompt}], tokenize=False,
-                                           add_generation_prompt=True) for query in queries]
+                                           chat_template=template, add_generation_prompt=True) for query in queries]
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def within(tokenizer, queries, longest, where):
+    """The queries whose prompts have at most `longest` tokens, as the paper's; the others are counted aloud."""
+    kept = [query for query, ids in zip(queries, encode(tokenizer, queries), strict=True) if len(ids) <= longest]
+    if len(kept) < len(queries):
+        print(f"{where}: dropped {len(queries) - len(kept)} of {len(queries)} queries, whose prompts have more than "
+              f"{longest} tokens", file=sys.stderr)
+    if not kept:
+        raise ValueError(f"--max-prompt-tokens {longest}: no prompt of {where} is as short")
+    return kept
 
 
 class Parser(argparse.ArgumentParser):

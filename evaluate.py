@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import distributed
 import reward
 import rollout
 
@@ -65,12 +66,14 @@ def spread(right):
 def success(model, tokenizer, queries, samples, *, temperature=1.0, seed=0, progress=None, **sampling):
     """(right, in_format) [queries, samples] of bool, and the rollouts; sampled at `temperature`, 0 is greedy.
 
-    progress: the words beside a bar, shown on a terminal only; sampling: what else rollout.sample takes.
+    progress: the words beside a bar, shown on a terminal only; sampling: what else rollout.sample takes. Where there
+    are several processes each samples a part, and all get the whole.
     """
-    with tqdm(total=len(queries) * samples, desc=progress, disable=True if progress is None else None,
-              leave=False) as bar:
-        rollouts = rollout.sample(model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
-                                  end_ids=rollout.end_ids(model, tokenizer), progress=bar.update, **sampling)
+    with tqdm(total=len(queries) * samples, desc=progress, leave=False,
+              disable=None if progress and distributed.first() else True) as bar:
+        rollouts = distributed.sample(model, data.encode(tokenizer, queries), samples, temperature=temperature,
+                                      seed=seed, end_ids=rollout.end_ids(model, tokenizer), progress=bar.update,
+                                      **sampling)
     right, in_format, _ = judge(tokenizer, queries, rollouts)
     shape = (len(queries), samples)
     return right.reshape(shape), in_format.reshape(shape), rollouts
@@ -105,7 +108,8 @@ def compare(args):
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     queries = data.load(args.data, args.split)[:args.queries]
-    loaded = [(name, *rollout.load(name)) for name in filter(None, (args.model, args.against))]
+    loaded = [(name, *rollout.load(name, dtype=rollout.compute_dtype()))
+              for name in filter(None, (args.model, args.against))]
     rollout.use_threads(loaded[0][1])
     if args.out:
         Path(args.out).write_text("")  # said now if it cannot be written, not after the sampling

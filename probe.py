@@ -36,8 +36,10 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import bandit  # noqa: E402
+import checkpoint  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import optimizer  # noqa: E402
 import report  # noqa: E402
 import rollout  # noqa: E402
 import train  # noqa: E402
@@ -68,7 +70,7 @@ class Recorder:
     """In the optimizer's place: keeps the gradient that bandit.update would have stepped along."""
 
     def __init__(self, model):
-        self.model = model
+        self.model, self.param_groups = model, [{"params": list(model.parameters())}]
 
     def step(self):
         self.gradient = torch.cat([p.grad.reshape(-1) for p in self.model.parameters()]).clone()
@@ -174,13 +176,13 @@ def policies(args):
     size = sum(p.numel() for p in base.parameters())
     yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, (torch.zeros(size), torch.zeros(size), 0))
     folder = Path(args.run or Path(args.out) / "run")
-    if not (folder / "checkpoint.pt").exists():
+    if not checkpoint.paths(folder):
         train.main(["--model", args.model, "--data", args.data, "--max-new-tokens", str(args.max_new_tokens),
                     "--advantage", "window", "--window", "8", "--batch-size", str(min(256, len(queries))), "--rounds",
                     str(args.run_rounds), "--eval-every", "0", "--eval-samples", "1", "--out", str(folder)])
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = checkpoint.newest(folder)
     model, _ = rollout.load(args.model)
-    model.load_state_dict(state["model"])
+    optimizer.Masters(model).load_state_dict(state["model"])
     moments = [torch.cat([row[key].reshape(-1) for _, row in sorted(state["optimizer"]["state"].items())])
                for key in ("exp_avg", "exp_avg_sq")]
     yield f"round {state['round']}", Policy(model.eval(), tokenizer, queries, prompts, state["windows"],

@@ -6,7 +6,7 @@ The loop is ours, over the transformers model (not `generate`), because an estim
 know exactly which distribution each token came from, and because most of the time of a run goes here:
 - one token a row and step is drawn from softmax(logits / temperature), nothing cut off: no top-k, no top-p, no
   penalties, whatever generation_config.json asks for. What is sampled from is what is differentiated later (up to
-  rounding where the computation is in bfloat16, as it is on a GPU unless `dtype` says otherwise);
+  rounding, which train.py logs: a step and a forward pass over the whole do not round alike, above all in bfloat16);
 - a row ends at any of the model's end-of-sequence ids (several are usual), that token included;
 - continuous batching: a row that ends makes room at once, and others come in when enough is free, so one long
   completion holds up nobody; any number of prompts goes through, within a bound on the cache;
@@ -23,7 +23,6 @@ waste some memory, but any attention can read them); attention that reads the pr
 """
 
 import contextlib
-import copy
 import sys
 import weakref
 from pathlib import Path
@@ -60,26 +59,28 @@ ROWS = 512  # decoded at a time, at most: a step has a cost of its own, which ma
 
 
 @torch.inference_mode()
-def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, cache_tokens=None, dtype=None,
-           compiled=False, progress=None):
+def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, cache_tokens=None, compiled=False,
+           progress=None, numbers=None):
     """n rollouts of each prompt: a list of len(prompts) * n Rollouts, those of one prompt side by side.
 
     prompts: list of lists of token ids, of any lengths; end_ids: the ids that end a completion.
     temperature 0 is greedy decoding, whose log-probabilities are those at temperature 1.
     The same seed gives the same rollouts. cache_tokens bounds the memory, not the result: the number of tokens whose
-    keys and values are kept at a time (default: what half of the free memory holds).
-    dtype: of the computation (default: bfloat16 on a GPU, the model's own elsewhere), in a copy of the weights that
-    follows the model. compiled: the step goes through torch.compile. progress: is called with the number of rollouts
-    that have just ended.
+    keys and values are kept at a time (default: what half of the free memory holds). compiled: the step goes through
+    torch.compile. progress: is called with the number of rollouts that have just ended. numbers: which prompts of a
+    larger call these are, so that parts of it give the same rollouts as the whole (default: 0, 1, 2, ...).
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise ValueError(f"n and max_new_tokens must be at least 1 and temperature at least 0, "
                          f"not {n}, {max_new_tokens} and {temperature}")
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens")
+    if not prompts:
+        return []
+    numbers = range(len(prompts)) if numbers is None else numbers
     pace = PACES.get(model.device.type, PACES["cpu"])
-    width = max(map(len, prompts), default=0) + max_new_tokens + pace.every  # the last block may run past the end
-    engine = engine_of(model, pace, min(len(prompts) * n, ROWS), width, cache_tokens, dtype, compiled)
+    width = max(map(len, prompts)) + max_new_tokens + pace.every  # the last block may run past the end
+    engine = engine_of(model, pace, min(len(prompts) * n, ROWS), width, cache_tokens, compiled)
     table = Table(engine.rows, max_new_tokens, pace.every, end_ids, seed)
 
     # Taken from the end, the longest prompts first: like stands beside like, so little of a prefill is padding, and
@@ -99,7 +100,7 @@ def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, see
                 engine.prefill([prompts[group[0] // n] for group in groups], [len(group) for group in groups],
                                first=table.live)
                 for group in groups:
-                    table.admit(group, prompts[group[0] // n])
+                    table.admit(group, prompts[group[0] // n], numbers[group[0] // n] * n + group[0] % n)
             tokens, logprobs = engine.decode(*table.next_steps(), temperature)
             if np.isnan(logprobs).any():
                 del ENGINES[model]  # its cache holds nan, which masks do not stop
@@ -134,12 +135,15 @@ class Table:
         self.start, self.uniform = self.philox.state, np.random.Generator(self.philox).random
         self.columns = self.number, self.token, self.position, self.length, self.tokens, self.logprobs, self.noise
 
-    def admit(self, numbers, prompt):
-        """The next free rows are for these rollouts of a prompt; its last token goes into the model first."""
+    def admit(self, numbers, prompt, stream):
+        """The next free rows are for these rollouts of a prompt; its last token goes into the model first.
+
+        stream: the first of their random streams, one each.
+        """
         for row, number in enumerate(numbers, self.live):
             self.number[row], self.token[row], self.position[row] = number, prompt[-1], len(prompt) - 1
             self.length[row] = 0
-            self.start["state"]["counter"][1] = number
+            self.start["state"]["counter"][1] = stream + row - self.live
             self.philox.state = self.start
             self.noise[row] = self.uniform(self.noise.shape[1])
         self.live += len(numbers)
@@ -185,16 +189,15 @@ class Table:
 ENGINES = weakref.WeakKeyDictionary()  # model -> its engine: the cache and the captured steps serve many calls
 
 
-def engine_of(model, pace, rows, width, cache_tokens, dtype, compiled):
+def engine_of(model, pace, rows, width, cache_tokens, compiled):
     """The model's engine, made anew where the one it has does not serve: too small, or larger than the bound."""
-    dtype = dtype or (torch.bfloat16 if model.device.type == "cuda" else model.dtype)
-    kind = model.device, model.dtype, dtype, compiled
+    kind = model.device, model.dtype, compiled
     width = -(-width // pace.grain) * pace.grain
     engine = ENGINES.get(model)
     bound = cache_tokens
     if bound is None:
         held = engine.rows * engine.width if engine else 0
-        token_bytes = 2 * np.prod(cache_shape(model)) * dtype.itemsize
+        token_bytes = 2 * np.prod(cache_shape(model)) * model.dtype.itemsize
         bound = max(width, (held + int(free_memory(model.device) / token_bytes)) // 2)
     if bound < width:
         raise ValueError(f"--cache-tokens {bound} cannot hold one rollout: the longest prompt and --max-new-tokens "
@@ -236,11 +239,8 @@ class Engine:
 
     def __init__(self, model, pace, rows, width, kind):
         self.pace, self.rows, self.width, self.kind = pace, rows, width, kind
-        device, own_dtype, self.dtype, compiled = kind
-        self.policy = self.copy = self.weights = None
-        if self.dtype != own_dtype:  # not .to(dtype): it would round the rotary frequencies too
-            cast = {id(p): torch.nn.Parameter(p.to(self.dtype), requires_grad=False) for p in model.parameters()}
-            self.copy = copy.deepcopy(model, cast)
+        device, self.dtype, compiled = kind
+        self.policy = self.weights = None
         # What a step reads stays in one place, as a captured step needs it.
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -261,15 +261,13 @@ class Engine:
         """The weights of now, our attention, and no dropout, which would be another policy."""
         modes = [(module, module.training) for module in model.modules()]
         attention = model.config._attn_implementation
-        self.policy = model if self.copy is None else self.copy
-        if self.copy is not None:
-            torch._foreach_copy_(list(self.copy.parameters()), list(model.parameters()))
-        weights = [parameter.data_ptr() for parameter in self.policy.parameters()]
+        self.policy = model
+        weights = [parameter.data_ptr() for parameter in model.parameters()]
         if self.graphs and weights != self.weights:  # what was captured would read the old ones
             self.graphs = {}
         self.weights = weights
-        self.policy.eval()
-        self.policy.set_attn_implementation("grouped")
+        model.eval()
+        model.set_attn_implementation("grouped")
         on_device = torch.cuda.device(model.device) if self.stream else contextlib.nullcontext()
         try:
             with on_device, sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
@@ -475,10 +473,11 @@ def invert(chances, u):
 # --- loading a model -------------------------------------------------------------------------------------------
 
 
-def load(name, device=None):
-    """(model in float32, tokenizer) of `tiny-qwen2`, `tiny-llama`, `tiny-olmo2`, a folder, or a model of the hub.
+def load(name, device=None, dtype=torch.float32):
+    """(model, tokenizer) of `tiny-qwen2`, `tiny-llama`, `tiny-olmo2`, a folder, or a model of the hub.
 
-    Raises ValueError, in one sentence, when there is no such model.
+    device: default the GPU, if there is one; dtype: of the weights. Raises ValueError, in one sentence, when there is
+    no such model.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # its bar of loaded weights would stand between ours
@@ -490,6 +489,10 @@ def load(name, device=None):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     except Exception as error:  # a missing folder, a damaged file, an unknown architecture, no network: many kinds
         reason = str(error).strip().split("\n")[0]
+        if "gated" in str(error).lower():
+            raise ValueError(f"--model {name}: its owners ask for their terms to be accepted first, on "
+                             f"https://huggingface.co/{name}; then log in with `hf auth login`, or name a folder with "
+                             "its files") from None
         raise ValueError(f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
                          f"the hub that can be loaded ({reason})") from None
     config = model.config.get_text_config()
@@ -499,7 +502,20 @@ def load(name, device=None):
     if rope.get("rope_type") in ("dynamic", "longrope"):
         raise ValueError(f"--model {name}: its rotary frequencies depend on the longest row of a batch, so a rollout "
                          "would depend on its neighbours")
+    for parameter in model.parameters():  # not model.to(dtype): it would round the rotary frequencies too
+        parameter.data = parameter.data.to(dtype)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def is_tiny(name):
+    """Whether a model is one of ours or as small: a folder with less than 20 MB of weights."""
+    weights = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
+    return name.startswith("tiny-") or bool(weights) and sum(weights) < 20e6
+
+
+def compute_dtype():
+    """What to compute in: bfloat16 on a GPU, whose matrix units want it, else float32."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def use_threads(model, threads=None):
@@ -536,7 +552,7 @@ if __name__ == "__main__":
         if args.queries < 1:
             raise ValueError(f"--queries {args.queries} must be at least 1")
         queries = data.load(args.data, "test")[:args.queries]
-        model, tokenizer = load(args.model)
+        model, tokenizer = load(args.model, dtype=compute_dtype())
         use_threads(model)
         rollouts = sample(model, data.encode(tokenizer, queries), args.rollouts, seed=args.seed,
                           max_new_tokens=args.max_new_tokens, end_ids=end_ids(model, tokenizer),

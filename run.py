@@ -3,12 +3,13 @@
     metrics.jsonl   a line a round, appended           evals.jsonl     a line an evaluation and split, appended
                     (its shares and means are over all rollouts of the round, the extra ones of --baseline-rollouts
                     included; rollouts, tokens and regret also count the greedy ones of --advantage remax)
-    config.json     flags, versions, commit            checkpoint.pt   everything that changes, to resume from
+    config.json     flags, versions, commit            checkpoints/    everything that changes, to resume from
     summary.json    before and after                   samples.jsonl   completions before and after
     curve.png       the figure (report.py)             model/          the final policy, in the hub's format
 
 All random numbers derive from the seed and the round, so nothing random is stored, and a run that was killed and
 resumed equals one that was never stopped: the lines of rounds after the checkpoint are dropped and made again.
+Where there are several processes (distributed.py) all of them evaluate, and the first one writes.
 """
 
 import json
@@ -22,14 +23,20 @@ import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import bandit
+import checkpoint
 import data
+import distributed
 import evaluate
+import optimizer
 import report
 import rollout
 
 ROOT = Path(__file__).parent
+FREE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")  # flags that a resumed run may change
+COUNTERS = ("round", "rollouts", "tokens", "regret", "seconds")
 
 
 def seed_of(args, purpose, number=0):
@@ -41,12 +48,23 @@ class Run:
     """The model, its optimizer, the data and the counters of one run; raises ValueError for what cannot be run."""
 
     def __init__(self, args):
-        self.args, self.out, self.checkpoint = args, args.out, args.out / "checkpoint.pt"
+        self.args, self.out = args, args.out
         self.model, self.tokenizer = rollout.load(args.model)
         rollout.use_threads(self.model, args.threads)
+        bandit.check_head(self.model)
+        if args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in self.model.modules():  # it is for layers in training, which switches nothing else on here
+                module.training = isinstance(module, GradientCheckpointingLayer)
+        self.dtype = getattr(torch, args.dtype) if args.dtype else rollout.compute_dtype()
+        self.masters = optimizer.Masters(self.model, self.dtype)
+        self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
+        self.reference = rollout.load(args.model, dtype=self.dtype)[0] if args.kl else None
         self.ends = rollout.end_ids(self.model, self.tokenizer)
         self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=args.cache_tokens, compiled=args.compile)
-        train_set = data.load(args.data, "train")
+        train_set, test_set = (
+            data.within(self.tokenizer, data.load(args.data, split), args.max_prompt_tokens, f"{args.data}, {split}")
+            for split in ("train", "test"))
         if args.levels:
             train_set = [query for query in train_set if query.level in args.levels]
             if not train_set:
@@ -59,33 +77,36 @@ class Run:
         if args.batch_size > len(train_set):
             raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train_set)} queries of the train "
                              "set")
-        self.train_set, self.test_set = train_set, data.load(args.data, "test")
+        self.train_set, self.test_set = train_set, test_set
         if args.data not in data.HUB and data.find_file(args.data, "test") == data.find_file(args.data, "train"):
             print(f"{args.data} has no test set beside it (a file of the same name with test for train): it is its own "
                   "test set, which says nothing about generalization", file=sys.stderr)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, betas=(0.9, 0.999),
-                                           weight_decay=args.weight_decay)
         self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
         self.since = time.perf_counter()  # `seconds` counts from here, what stopped runs took before included
-        self.windows, self.stop = {}, False
+        self.windows, self.begun, self.asked_to_stop = {}, False, False  # begun: there is a checkpoint
+        self.doing = "sampling"  # or "updating", or, from the first change of a weight on, "stepping"
+        self.optimizer.register_step_pre_hook(lambda *_: setattr(self, "doing", "stepping"))
         if args.resume:
             self.resume()
-        elif (self.out / "config.json").exists() or self.checkpoint.exists():
+        elif distributed.first() and ((self.out / "config.json").exists() or checkpoint.paths(self.out)):
             raise ValueError(f"--out {self.out} holds a run already: add --resume to go on with it, or name another")
-        else:
+        if distributed.first():
             self.out.mkdir(parents=True, exist_ok=True)
-        write(self.out / "config.json", {**flags(args), "torch": torch.__version__,
-                                         "transformers": transformers.__version__, "commit": commit()})
+            write(self.out / "config.json", {**flags(args), "torch": torch.__version__, "transformers":
+                                             transformers.__version__, "commit": commit(),
+                                             "processes": distributed.world()})
         print(f"{args.model} on {args.data}: {len(self.train_set)} train and {len(self.test_set)} test queries, "
               f"{args.rounds} rounds of {args.batch_size} x {args.rollouts} rollouts; the run is in {self.out}")
 
     def ask_to_stop(self, *_):
-        if self.stop:
-            os._exit(1)  # asked twice: at once
-        self.stop = True
+        if self.asked_to_stop and distributed.world() == 1:
+            os._exit(1)  # asked twice: at once (torchrun asks twice by itself)
+        self.asked_to_stop = True
         print("\nstopping after this round ...", file=sys.stderr)
 
     def log(self, name, line):
+        if not distributed.first():
+            return
         with open(self.out / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -106,7 +127,7 @@ class Run:
                                                  progress=f"pass@{k}, test", **self.sampling)
                 line[f"pass@{k}"], line[f"pass@{k}_se"] = evaluate.mean_and_se(
                     [evaluate.pass_at_k(k, int(c), k) for c in right_k.sum(axis=1)])
-            if split == "test":
+            if split == "test" and distributed.first():
                 line["kl"] = self.distance(queries[:64], rollouts[:64]) if number else 0.0
             line["right"] = right[:, 0].astype(int).tolist()
             line = {key: None if value != value else value for key, value in line.items()}
@@ -114,10 +135,14 @@ class Run:
             said.append(f"{split} {value:.3f}{report.plus_minus(line['se'])}")
         tqdm.write(f"round {number:>4}: pass@1 " + ", ".join(said))
 
+    def base(self):
+        """The base model: the reference if there is one, else loaded, and not kept: a model of the hub is large."""
+        return self.reference or rollout.load(self.args.model, dtype=self.dtype)[0]
+
     @torch.no_grad()
     def distance(self, queries, rollouts):
         """Mean k3 of the KL per token to the base model, on some rollouts of the policy."""
-        base, _ = rollout.load(self.args.model)  # not kept: a model of the hub is large
+        base = self.base()
         prompts, completions = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
         gaps = []
         for rows in bandit.parts([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)],
@@ -126,13 +151,36 @@ class Run:
             gaps.append(bandit.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts))
         return bandit.KL_ESTIMATORS["k3"](torch.cat(gaps)).mean().item()
 
+    def out_of_memory(self):
+        """A sentence on what to lower, and to what. The rounds so far are saved, unless a step was half taken."""
+        args, held = self.args, rollout.ENGINES.pop(self.model, None)
+        longest = args.max_prompt_tokens + args.max_new_tokens
+        if self.doing == "sampling":
+            tokens = args.cache_tokens or (held.rows * held.width if held else 128 * longest)
+            advice = f"sampling had no room: give --cache-tokens {max(longest, tokens // 2)}"
+        elif args.micro_tokens >= 2 * longest:
+            advice = f"the update had no room: lower --micro-tokens from {args.micro_tokens} to " \
+                     f"{args.micro_tokens // 2}"
+        elif not args.gradient_checkpointing:
+            advice = "the update had no room for the longest completion: add --gradient-checkpointing"
+        else:
+            advice = f"the update had no room: lower --max-new-tokens from {args.max_new_tokens} to " \
+                     f"{args.max_new_tokens // 2}, or take a smaller model"
+        for parameter in self.masters.weights:
+            parameter.grad = None
+        if distributed.world() == 1 and self.begun and self.doing != "stepping":
+            self.save()
+        return f"out of memory: {advice}" + (f"; then --resume --out {self.out} goes on" if self.begun else "")
+
     def save(self):
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "windows": self.windows,
-                 **{key: getattr(self, key) for key in ("round", "rollouts", "tokens", "regret", "seconds")}}
-        torch.save(state, self.checkpoint.with_suffix(".tmp"))
-        os.replace(self.checkpoint.with_suffix(".tmp"), self.checkpoint)
+        state = {"model": self.masters.state_dict(), "optimizer": optimizer.state_of(self.optimizer),
+                 "windows": self.windows, **{key: getattr(self, key) for key in COUNTERS}}
+        if distributed.first():
+            checkpoint.save(self.out, self.round, state)
+        self.begun = True
+        distributed.gather(None)  # nobody goes on, or ends, before it is written
 
     def resume(self):
         try:
@@ -140,32 +188,33 @@ class Run:
         except (OSError, json.JSONDecodeError):
             raise ValueError(f"--resume: there is no run in {self.out}") from None
         for key, value in flags(self.args).items():
-            if key != "rounds" and before.get(key) != value:
+            if key not in ("rounds", *FREE) and before.get(key) != value:
                 raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
                                  f"not {value}")
         kept = -1  # without a checkpoint not even the evaluation before round 1
-        if self.checkpoint.exists():
-            try:
-                state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            except Exception as error:  # a damaged zip, a damaged pickle: torch raises many kinds
-                raise ValueError(f"--resume: {self.checkpoint} cannot be read ({error})") from None
-            self.model.load_state_dict(state["model"])
+        if state := checkpoint.newest(self.out):
+            self.masters.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            for key in ("windows", "round", "rollouts", "tokens", "regret", "seconds"):
+            self.windows, self.begun = state["windows"], True
+            for key in COUNTERS:
                 setattr(self, key, state[key])
             kept = self.round
         for name in ("metrics", "evals"):  # rounds after the checkpoint are run again, so their lines go
             lines = [line for line in report.read_lines(self.out / f"{name}.jsonl") if line["round"] <= kept]
-            write(self.out / f"{name}.jsonl", lines, lines=True)
+            if distributed.first():
+                write(self.out / f"{name}.jsonl", lines, lines=True)
         if self.round and self.args.rounds < self.round:
             raise ValueError(f"--rounds {self.args.rounds}: the run in {self.out} is at round {self.round} already")
 
     def finish(self):
         """samples.jsonl, summary.json, curve.png, the final model; then a short account in words."""
+        if not distributed.first():
+            return
         self.seconds += time.perf_counter() - self.since
+        self.samples()
+        self.masters.hand_over()
         self.model.save_pretrained(self.out / "model")
         self.tokenizer.save_pretrained(self.out / "model")
-        self.samples()
         evals = report.read_lines(self.out / "evals.jsonl")
         summary = {}
         for split in ("train", "test"):
@@ -184,7 +233,7 @@ class Run:
 
     def samples(self, count=4, each=2):
         """A few test queries: completions before and after, and each under both policies."""
-        base, _ = rollout.load(self.args.model)
+        base = self.base()
         queries = self.test_set[:count]
         prompts = data.encode(self.tokenizer, queries)
         lines = []

@@ -2,22 +2,23 @@
 
     python train.py                                         # the tiny default: about a minute on a laptop
     python train.py --advantage group --rollouts 8          # one design choice changed
-    python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --lr 1e-6 --kl 0.001 --max-new-tokens 1024
+    python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k            # the paper's setting, on one GPU
+    torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k                # on eight
 
 Each round: take a batch of queries, sample completions (rollout.py), let the verifier judge them (reward.py), turn
 rewards into advantages and take one REINFORCE step (bandit.py). The defaults are the minimalist baseline of
-arXiv:2601.22532 - 32 queries, one rollout each, the raw 0/1 reward - with a learning rate for the tiny models.
+arXiv:2601.22532 - 32 queries, one rollout each, the raw 0/1 reward - and, for a model of the hub, its hyper-parameters
+too; BY_SIZE below says what differs for the tiny models.
 
 Departures from the paper's scripts: the loss is the token mean of the whole batch (theirs averages the token means of
-micro-batches of four); the KL term of 0.001 is off (--kl 0.001 turns it on); runs have a seed; an answer may be
-spelled in any way that equals the reference (theirs compares strings). Left out, with reason: an entropy bonus and a
-KL in the reward (the paper has neither), warm-up and learning-rate schedules (the paper's rate is constant).
+micro-batches of four); runs have a seed; an answer may be spelled in any way that equals the reference (theirs
+compares strings). Left out, with reason: an entropy bonus and a KL in the reward (the paper has neither), warm-up and
+learning-rate schedules (the paper's rate is constant).
 """
 
 import argparse
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -27,15 +28,22 @@ from tqdm import tqdm
 
 import bandit
 import data
+import distributed
 import evaluate
 import rollout
-from run import Run, seed_of
+from run import FREE, Run, seed_of
 
 ROOT = Path(__file__).parent
+BY_SIZE = {  # defaults for a tiny model, and for any other: there the paper's (how many rounds it took is not known)
+    "rounds": (120, 1000), "max_new_tokens": (64, 1024), "lr": (1e-4, 1e-6), "kl": (0.0, 0.001),
+    "eval_every": (40, 100), "micro_tokens": (2048, 8192),
+}
 
 
 def parse(argv=None):
     parser = data.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    by_size = {name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
+               for name, (tiny, other) in BY_SIZE.items()}
     flag = parser.add_argument_group("what is trained on what").add_argument
     flag("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path (see data.py)")
@@ -43,13 +51,15 @@ def parse(argv=None):
     flag("--levels", type=int, nargs="+", help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
-    flag("--rounds", type=int, default=120, help="rounds, one optimizer step each (default: %(default)s)")
+    flag("--rounds", type=int, help=f"rounds, one optimizer step each {by_size['rounds']}")
     flag("--batch-size", type=int, default=32, help="B: queries a round (default: %(default)s)")
     flag("--rollouts", type=int, default=1, help="n: completions a query (default: %(default)s)")
     flag("--baseline-rollouts", type=int, default=0, help="more completions a query, for the group statistics of the "
          "advantage only: they get no gradient (default: %(default)s; the paper's 32 x 1 + 7 has 7)")
     flag("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities in the loss")
-    flag("--max-new-tokens", type=int, default=64, help="completions are cut here (default: %(default)s)")
+    flag("--max-prompt-tokens", type=int, default=512, help="queries with longer prompts are dropped, and counted "
+         "(default: %(default)s, the paper's)")
+    flag("--max-new-tokens", type=int, help=f"completions are cut here {by_size['max_new_tokens']}")
     flag("--cache-tokens", type=int, help="bound on the sampler's memory: tokens in its cache at a time; changes "
          "results by rounding only (default: what half of the free memory holds)")
     flag("--compile", action="store_true", help="torch.compile the sampler's step: pays on a GPU, in long runs")
@@ -62,8 +72,7 @@ def parse(argv=None):
     flag("--window", type=int, default=0, help="for --advantage window: rewards remembered a query (the paper's: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
-    flag("--lr", type=float, default=1e-4, help="learning rate of AdamW, constant (default: %(default)s; the paper's "
-         "is 1e-6, for models a thousand times larger)")
+    flag("--lr", type=float, help=f"learning rate of AdamW, constant {by_size['lr']}")
     flag("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
     flag("--max-grad-norm", type=float, default=1.0, help="the gradient is clipped to it (default: %(default)s)")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS, help="mean over all tokens; over sequences of the "
@@ -71,15 +80,20 @@ def parse(argv=None):
     flag("--epochs-per-round", type=int, default=1, help="steps on the same rollouts; the clip matters only above 1")
     flag("--clip-low", type=float, default=0.2, help="the ratio is clipped at 1 - this (default: %(default)s)")
     flag("--clip-high", type=float, default=0.2, help="and at 1 + this (default: %(default)s; DAPO: 0.28)")
-    flag("--kl", type=float, default=0.0, help="factor of the KL to the base model, a term of the loss (default: "
-         "%(default)s; the paper's scripts: 0.001)")
+    flag("--kl", type=float, help=f"factor of the KL to the base model, a term of the loss {by_size['kl']}")
     flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS, help="per token (default: %(default)s)")
-    flag("--micro-tokens", type=int, default=2048, help="tokens of a forward pass: changes memory and time, not the "
-         "update (default: %(default)s, which suits a CPU's caches; a GPU is faster with more)")
+    flag("--correct-sampler", action="store_true", help="weigh each token by the ratio of its chance in the update to "
+         "that in the sampler, at most 2: the two round differently (the log's gap)")
+    flag("--dtype", choices=["float32", "bfloat16"], help="of the computation; the master weights and the optimizer "
+         "are in float32 always (default: bfloat16 on a GPU, else float32)")
+    flag("--micro-tokens", type=int, help="tokens of a forward pass: changes memory and time, not the update "
+         f"{by_size['micro_tokens']}")
+    flag("--gradient-checkpointing", action="store_true", help="compute each layer again on the way back instead of "
+         "keeping what it needs: less memory, a third more time")
 
     flag = parser.add_argument_group("evaluation and the run").add_argument
-    flag("--eval-every", type=int, default=40, help="rounds between evaluations of pass@1 on the whole train and "
-         "test sets, one sample a query at temperature 1; 0: only before and after (default: %(default)s)")
+    flag("--eval-every", type=int, help="rounds between evaluations of pass@1 on the whole train and test sets, one "
+         f"sample a query at temperature 1; 0: only before and after {by_size['eval_every']}")
     flag("--eval-samples", type=int, default=16, help="k of the pass@k before and after (default: %(default)s)")
     flag("--eval-queries", type=int, default=64, help="test queries for the pass@k (default: %(default)s)")
     flag("--seed", type=int, default=0, help="of the order of the queries and of all sampling (default: %(default)s)")
@@ -87,10 +101,12 @@ def parse(argv=None):
     flag("--resume", action="store_true", help="continue the run in --out (default: the newest of these flags)")
     flag("--save-every", type=int, default=50, help="rounds between checkpoints (default: %(default)s)")
     flag("--threads", type=int, help="CPU threads (default: one for a tiny model, else as many as there are cores)")
+    other = not rollout.is_tiny(parser.parse_args(argv).model)
+    parser.set_defaults(**{name: values[other] for name, values in BY_SIZE.items()})
     args = parser.parse_args(argv)
 
-    for name in ("rounds", "batch_size", "rollouts", "max_new_tokens", "epochs_per_round", "micro_tokens",
-                 "eval_samples", "eval_queries", "save_every", "threads", "queries", "cache_tokens"):
+    for name in ("rounds", "batch_size", "rollouts", "max_prompt_tokens", "max_new_tokens", "epochs_per_round",
+                 "micro_tokens", "eval_samples", "eval_queries", "save_every", "threads", "queries", "cache_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
     for name in ("baseline_rollouts", "window", "eval_every", "seed", "clip_low", "clip_high", "kl", "weight_decay"):
@@ -116,7 +132,7 @@ def parse(argv=None):
     if args.out is None:
         changed = [f"{k.replace('_', '-')}={'+'.join(map(str, v)) if isinstance(v, list) else v}".replace("/", "_")
                    for k, v in vars(args).items()
-                   if v != parser.get_default(k) and k not in ("out", "resume", "threads", "cache_tokens")]
+                   if v != parser.get_default(k) and k not in ("out", "resume", "threads", *FREE)]
         args.out = default_folder(ROOT / "runs" / (",".join(changed) or "default"), args.resume)
     args.out = Path(args.out)
     return args
@@ -133,17 +149,15 @@ def default_folder(path, resume):
 # --- the loop ---------------------------------------------------------------------------------------------------
 
 
-def train(args):
-    run = Run(args)
+def train(args, run):
     model, tokenizer = run.model, run.tokenizer
     train_set, prompts = run.train_set, data.encode(run.tokenizer, run.train_set)
     extra = args.baseline_rollouts
-    reference = rollout.load(args.model)[0] if args.kl else None
-    handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-    if not run.checkpoint.exists():
+    if not run.begun:
         run.evaluate(0, final=True)
         run.save()
-    bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None, dynamic_ncols=True)
+    bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None if distributed.first() else True,
+               dynamic_ncols=True)
     smooth = None
     while run.round < args.rounds:
         # 1. queries: a fresh permutation each epoch, the last partial batch dropped
@@ -156,11 +170,11 @@ def train(args):
         # 2. rollouts: n that are trained and the extra ones of each query, [B, n + extra]
         queries, texts = [train_set[i] for i in batch], [prompts[i] for i in batch]
         n = args.rollouts + extra
-        rollouts = rollout.sample(model, texts, n, temperature=args.temperature, seed=seed_of(args, 2, run.round),
-                                  end_ids=run.ends, **run.sampling)
+        rollouts = distributed.sample(model, texts, n, temperature=args.temperature, seed=seed_of(args, 2, run.round),
+                                      end_ids=run.ends, **run.sampling)
         greedy = []
         if bandit.ADVANTAGES[args.advantage].needs == "greedy":
-            greedy = rollout.sample(model, texts, 1, temperature=0, end_ids=run.ends, **run.sampling)
+            greedy = distributed.sample(model, texts, 1, temperature=0, end_ids=run.ends, **run.sampling)
         clock.append(time.perf_counter())
 
         # 3. rewards
@@ -182,12 +196,15 @@ def train(args):
 
         # 5. one REINFORCE step on the trained rollouts
         trained = [i for i in range(len(rollouts)) if i % n < args.rollouts]
+        run.doing = "updating"
         step = bandit.update(
             model, run.optimizer, [texts[i // n] for i in trained], [rollouts[i].tokens for i in trained], advantage,
             loss_mean=args.loss_mean, longest=args.max_new_tokens, temperature=args.temperature,
             epochs=args.epochs_per_round, clip_low=args.clip_low, clip_high=args.clip_high, kl=args.kl,
-            kl_estimator=args.kl_estimator, reference=reference, max_grad_norm=args.max_grad_norm,
-            micro_tokens=args.micro_tokens)
+            kl_estimator=args.kl_estimator, reference=run.reference, max_grad_norm=args.max_grad_norm,
+            micro_tokens=args.micro_tokens, sampled=[rollouts[i].logprobs for i in trained],
+            correct=args.correct_sampler, processes=distributed)
+        run.doing = "sampling"
         clock.append(time.perf_counter())
 
         reward = rewards.mean().item()
@@ -219,26 +236,40 @@ def train(args):
         bar.update()
 
         last = run.round == args.rounds
+        stop = any(distributed.gather(run.asked_to_stop))  # the processes hear of it in different rounds
         if last or args.eval_every and run.round % args.eval_every == 0:
             run.evaluate(run.round, final=last)
-        if last or run.stop or run.round % args.save_every == 0:
+        if last or stop or run.round % args.save_every == 0:
             run.save()
-        if run.stop and not last:
+        if stop and not last:
             bar.close()
-            sys.exit(f"train.py: stopped after round {run.round}; go on with the same flags and --resume "
-                     f"--out {args.out}")
+            raise distributed.Everywhere(f"stopped after round {run.round}; go on with the same flags and --resume "
+                                         f"--out {args.out}")
     bar.close()
-    for kind, handler in handlers.items():
-        signal.signal(kind, handler)
     run.finish()
 
 
 def main(argv=None):
-    args = parse(argv)
+    distributed.start()
+    args = distributed.agree(parse, argv)
+    run, handlers = None, {}
     try:
-        train(args)
+        args.out = distributed.gather(args.out)[0]  # the first process may have made its folder already
+        run = distributed.agree(Run, args)
+        handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+        train(args, run)
+        distributed.finish()
     except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+        distributed.end("train.py", error)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            distributed.end("train.py", run.out_of_memory() if run else "out of memory: the model is too large")
+        if distributed.lost(error):
+            distributed.end("train.py", "another process has ended, so this one cannot go on")
+        raise
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,10 @@ def test_no_second_beginning_of_sequence():
 
         chat_template = "yes"
 
-        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        def get_chat_template(self):
+            return self.chat_template
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt, **kwargs):
             return "<|endoftext|>" + messages[0]["content"]
 
         def __call__(self, text, add_special_tokens=True):
@@ -126,6 +129,29 @@ def test_no_second_beginning_of_sequence():
     plain.chat_template = None  # a base model: no template, so the tokenizer's own beginning is wanted
     (ids,) = data.encode(plain, [data.Query("Hello", "1", "####", None)])
     assert ids.count(tokenizer.pad_token_id) == 1
+
+
+def test_a_template_with_a_date_gets_a_fixed_one():
+    """Llama 3.2's template, in short: today's date, by strftime_now, unless it is given."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+    tokenizer.chat_template = (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = 'never' %}{%- endif %}"
+        "{%- endif %}Today Date: {{ date_string }} {{ messages[0]['content'] }}")
+    (ids,) = data.encode(tokenizer, [data.Query("Hello", "1", "####", None)])
+    assert tokenizer.decode(ids) == "Today Date: 26 Jul 2024 Hello"
+
+
+def test_prompts_too_long_are_dropped_and_counted(capsys):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+    queries = data.load("tiny-gsm", "test")
+    lengths = [len(ids) for ids in data.encode(tokenizer, queries)]
+    longest = sorted(lengths)[100]
+    kept = data.within(tokenizer, queries, longest, "tiny-gsm, test")
+    assert kept == [q for q, length in zip(queries, lengths, strict=True) if length <= longest]
+    assert f"dropped {512 - len(kept)} of 512 queries" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--max-prompt-tokens 3"):
+        data.within(tokenizer, queries, 3, "tiny-gsm, test")
 
 
 def test_the_script():

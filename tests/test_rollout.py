@@ -230,26 +230,29 @@ def test_models_that_the_cache_cannot_serve_are_refused(checkpoint, tmp_path):
 
 def test_an_engine_does_not_keep_its_model(checkpoint):
     model = rollout.load(checkpoint("qwen2"), "cpu")[0]
-    rollout.sample(model, PROMPTS, max_new_tokens=2, end_ids=set(), dtype=torch.bfloat16)
+    rollout.sample(model, PROMPTS, max_new_tokens=2, end_ids=set())
     engine = weakref.ref(rollout.ENGINES[model])
     del model
     gc.collect()
     assert engine() is None
 
 
-def test_sampling_in_bfloat16_follows_the_model(model):
-    """The copy that samples has the weights of now, rounded; its rotary frequencies are not rounded."""
-    kwargs = {"max_new_tokens": 12, "end_ids": MANY_ENDS, "dtype": torch.bfloat16, "seed": 5}
-    before = rollout.sample(model, PROMPTS, 4, **kwargs)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    after = rollout.sample(model, PROMPTS, 4, **kwargs)
-    assert before != after and all(p.dtype == torch.float32 for p in model.parameters())
-    copy = rollout.ENGINES[model].copy
-    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(copy.buffers(), model.buffers(), strict=True))
-    for i, r in enumerate(after):
-        assert torch.allclose(torch.tensor(r.logprobs), full_forward(copy, PROMPTS[i // 4], r.tokens, 1), atol=0.1)
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_in_bfloat16(name, checkpoint):
+    """The weights are rounded, the rotary frequencies are not, and the log-probabilities are right to rounding."""
+    model, plain = (rollout.load(checkpoint(name), "cpu", dtype)[0] for dtype in (torch.bfloat16, torch.float32))
+    assert all(torch.equal(p, q.bfloat16()) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(torch.equal(b, c) and b.dtype == c.dtype for b, c in zip(model.buffers(), plain.buffers(), strict=True))
+    for i, r in enumerate(rollout.sample(model, PROMPTS, 4, max_new_tokens=12, end_ids=MANY_ENDS, seed=5)):
+        assert torch.allclose(torch.tensor(r.logprobs), full_forward(model, PROMPTS[i // 4], r.tokens, 1), atol=0.1)
+
+
+def test_parts_of_a_call_give_the_rollouts_of_the_whole(model):
+    model, kwargs = model.double(), {"max_new_tokens": 12, "end_ids": MANY_ENDS, "seed": 2}
+    whole = rollout.sample(model, PROMPTS, 4, **kwargs)
+    for which in ([0, 2], [1]):
+        part = rollout.sample(model, [PROMPTS[i] for i in which], 4, numbers=which, **kwargs)
+        assert [r.tokens for r in part] == [r.tokens for i in which for r in whole[4 * i:4 * i + 4]]
 
 
 def test_progress_and_an_interruption(model):
@@ -285,12 +288,13 @@ def test_a_gpu_samples_what_it_says(bound, dtype, tolerance):
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=5000, hidden_size=256, intermediate_size=256, num_hidden_layers=2,
                                          num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)).cuda()
-    rollouts = rollout.sample(model, PROMPTS, 40, max_new_tokens=40, end_ids=set(range(100)), dtype=dtype,
-                              cache_tokens=bound)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    rollouts = rollout.sample(model, PROMPTS, 40, max_new_tokens=40, end_ids=set(range(100)), cache_tokens=bound)
     engine = rollout.ENGINES[model]
     assert engine.graphs and (engine.rows == 120) == (bound is None)
     for i, r in enumerate(rollouts):
-        expected = full_forward(engine.copy or model, PROMPTS[i // 40], r.tokens, 1.0)
+        expected = full_forward(model, PROMPTS[i // 40], r.tokens, 1.0)
         assert torch.allclose(torch.tensor(r.logprobs), expected, atol=tolerance)
 
 
