@@ -1,6 +1,6 @@
 """The learner: rewards become advantages, advantages become a loss, the loss becomes one step of the policy.
 
-    python bandit.py        # the same functions on a tabular bandit whose optimum is known: theory beside practice
+    python tabular.py       # these functions on a tabular bandit whose optimum is known: theory beside practice
 
 Reinforcement fine-tuning as a batched contextual bandit (arXiv:2601.22532): a query is a context, a whole completion
 an arm, its verdict the reward. One round pulls n arms for each of B contexts and takes one step along
@@ -12,12 +12,12 @@ Left out, with reason: a value network, GAE and discounts (one reward, at the en
 dynamic sampling and the overlong penalty (they change what is sampled or rewarded, not what is done with it).
 """
 
-import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
+
+from likelihood import completion_logprobs, parts
 
 EPSILON = 1e-6  # keeps a group without spread from dividing by zero, as in the paper's code
 
@@ -190,60 +190,8 @@ def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, 
 # --- 3. the update of a language model --------------------------------------------------------------------------
 
 
-HEAD_NUMBERS = 2**26  # logits held at a time: 256 MB in float32
 CAP = 2.0  # of the weight by which --correct-sampler corrects
 ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda value: [value])  # see distributed.py
-
-
-def completion_logprobs(model, prompts, completions, temperature=1.0):
-    """Log-probability of every completion token, [tokens], row after row, the end-of-sequence token included.
-
-    Rows are padded on the right only: with causal attention no real token ever sees the padding, positions count
-    from 0 by themselves, and the padding is never picked below, whatever its id.
-    Of the [rows, length, vocabulary] logits there is never more than a piece: the head is applied to the tokens that
-    count, some at a time, and once more for each piece on the way back, in float32 from the logits on.
-    """
-    ids = torch.zeros(len(prompts), max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True)),
-                      dtype=torch.long)
-    picked = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (p, c) in enumerate(zip(prompts, completions, strict=True)):
-        ids[row, :len(p) + len(c)] = torch.tensor(p + c)
-        picked[row, len(p):len(p) + len(c)] = True
-    ids, picked = ids.to(model.device), picked.to(model.device)
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    hidden, targets = hidden[:, :-1][picked[:, 1:]], ids[picked]  # a token is predicted at the place before it
-    head = model.get_output_embeddings()
-
-    def chosen(hidden, targets):
-        logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-
-    size = max(1, HEAD_NUMBERS // head.weight.shape[0])
-    if len(targets) <= size:
-        return chosen(hidden, targets)
-    return torch.cat([checkpoint(chosen, *piece, use_reentrant=False)
-                      for piece in zip(hidden.split(size), targets.split(size), strict=True)])
-
-
-@torch.no_grad()
-def check_head(model):
-    """Raise ValueError for a model whose logits are not its head's output alone (some are scaled, or capped)."""
-    ids = torch.tensor([[1, 2]], device=model.device)
-    plain = model.get_output_embeddings()(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(plain, model(input_ids=ids, use_cache=False).logits):
-        raise ValueError("this model does something to its logits after its head, which the loss would not know")
-
-
-def parts(lengths, budget):
-    """Row numbers in groups of like length whose padded size stays within `budget` tokens (a row at least)."""
-    groups = []
-    for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and lengths[row] * (len(groups[-1]) + 1) <= budget:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
 
 
 def update(model, optimizer, prompts, completions, advantage, *, loss_mean="token", longest=1, temperature=1.0,
@@ -309,110 +257,3 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
     return {"loss": total, "grad_norm": norm.item(), "update_norm": step.item(),
             "kl": kl_sum / lengths.sum().item() if kl else None,
             "gap": gaps / run if run else None, "largest_gap": largest if run else None}
-
-
-# --- 4. run as a script: the same functions where everything is known -------------------------------------------
-
-
-def exact_weight(name, p, n=8, other=0.5):
-    """w(p) of E[update of a query] = w(p) * grad p: what the advantage makes of a success rate p, 0/1 rewards
-    (+1/-1 for those that need signs).
-
-    E[A * grad log pi] = E[A | right] * grad p + E[A | wrong] * grad (1 - p), so w(p) = E[A | right] - E[A | wrong].
-    Enumerated: the number right among the other n - 1 rollouts, and among the n rollouts of a second query in the
-    batch, whose success rate is `other`.
-    """
-    def binomial(k, count, rate):
-        return math.comb(count, k) * rate**k * (1 - rate)**(count - k)
-
-    wrong = -1.0 if ADVANTAGES[name].needs == "signs" else 0.0
-    weight = 0.0
-    for mine in range(n):
-        for theirs in range(n + 1):
-            chance = binomial(mine, n - 1, p) * binomial(theirs, n, other)
-            for own, sign in ((1.0, 1), (wrong, -1)):
-                rewards = torch.full((2, n), wrong, dtype=torch.float64)
-                rewards[0, 0] = own
-                rewards[0, 1:1 + mine] = 1
-                rewards[1, :theirs] = 1
-                pulls = Pulls(rewards, torch.tensor([p > 0.5, other > 0.5]).double(), rewards.tolist())
-                weight += sign * chance * ADVANTAGES[name].compute(pulls)[0, 0].item()
-    return weight
-
-
-class Table:
-    """A softmax policy over K arms in each of C contexts; each arm of each context is right or wrong.
-
-    The right arms are `right` [C, K]; the success rates of the first policy differ widely between contexts.
-    """
-
-    def __init__(self, contexts=8, arms=10, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.right = torch.zeros(contexts, arms)
-        self.right[:, 0] = 1
-        self.start = torch.randn(contexts, arms, generator=generator)
-        self.start[:, 0] += torch.linspace(-2, 5, contexts)
-
-    def success(self, theta):
-        return (torch.softmax(theta, -1) * self.right).sum(-1)
-
-    def round(self, theta, name, n, generator, windows):
-        """One round over all contexts: (loss with gradient, number of wrong pulls)."""
-        arms = torch.multinomial(torch.softmax(theta.detach(), -1), n, replacement=True, generator=generator)
-        verdicts = self.right.gather(1, arms)
-        rewards = 2 * verdicts - 1 if ADVANTAGES[name].needs == "signs" else verdicts
-        greedy = self.right.gather(1, theta.detach().argmax(-1, keepdim=True)).squeeze(1)
-        needs_window = ADVANTAGES[name].needs == "window"
-        history = remember(windows, range(len(theta)), rewards, 8) if needs_window else None
-        advantage = advantages(name, Pulls(rewards, greedy, history), n).reshape(-1)
-        logprobs = torch.log_softmax(theta, -1).gather(1, arms).reshape(-1)  # an arm is a completion of one token
-        weight = LOSS_MEANS["constant"](torch.ones(len(logprobs)), 1)
-        return loss(logprobs, logprobs.detach(), advantage, weight), (1 - verdicts).sum().item()
-
-
-def play(table, name, lr, n=8, rounds=60, seed=0):
-    """Learn by plain gradient descent; the regret: all wrong pulls, the optimum being never to make one."""
-    theta, windows = table.start.clone().requires_grad_(), {}
-    generator = torch.Generator().manual_seed(seed)
-    regret = 0
-    for _ in range(rounds):
-        value, wrong = table.round(theta, name, n, generator, windows)
-        (gradient,) = torch.autograd.grad(value, theta)
-        theta = (theta - lr * gradient).detach().requires_grad_()
-        regret += wrong
-    return regret
-
-
-def noise_of(table, name, n=8, rounds=100):
-    """Variance of the gradient at the first policy over the squared norm of its mean."""
-    theta, windows, generator = table.start.clone().requires_grad_(), {}, torch.Generator().manual_seed(1)
-    for _ in range(8):
-        table.round(theta, name, n, generator, windows)  # fills the windows
-    gradients = torch.stack([torch.autograd.grad(table.round(theta, name, n, generator, windows)[0], theta)[0]
-                             for _ in range(rounds)]).flatten(1)
-    variance = gradients.var(dim=0).sum()
-    squared_mean = gradients.mean(dim=0).square().sum() - variance / rounds  # less what its own noise adds
-    return (variance / squared_mean).item()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    table = Table()
-    rates = (0.05, 0.25, 0.5, 0.75, 0.95)
-    seeds, rates_of_learning = range(5), (4, 16, 64)
-    print("A contextual bandit of 8 contexts and 10 arms, one of them right; 60 rounds of 8 pulls a context.\n"
-          "regret: wrong pulls of 3840, mean of 5 seeds ± standard error, at three learning rates of plain gradient\n"
-          "descent; noise: variance of the gradient over its squared mean, at the first policy;\n"
-          "w(p): the expected update of a query of success rate p is w(p) * grad p (exact, for 8 rollouts; where the\n"
-          "batch enters: beside one other query of success rate 0.5). raft, psr, nsr and w-reinforce get +1 and -1;\n"
-          "raft and psr are then the raw reward, and a window of 8 filled by 8 rollouts is the group, by algebra.\n")
-    print(f"{'advantage':21}" + "".join(f"{f'regret, lr {lr}':>16}" for lr in rates_of_learning)
-          + f"{'noise':>7}   w(p) at p =" + "".join(f"{p:>6}" for p in rates) + "   formula")
-    print(f"{'(never learning)':21}" + f"{3840 * (1 - table.success(table.start).mean()):>10.0f}{'':6}" * 3)
-    for name, row in ADVANTAGES.items():
-        line = f"{name:21}"
-        for lr in rates_of_learning:
-            regrets = torch.tensor([play(table, name, lr, seed=seed) for seed in seeds])
-            line += f"{regrets.mean():>10.0f} ± {regrets.std() / len(seeds)**0.5:<3.0f}"
-        weights = "".join(f"{exact_weight(name, p):6.2f}" for p in rates)
-        print(f"{line}{noise_of(table, name):>7.1f}{'':14}{weights}   {row.formula}")

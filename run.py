@@ -30,6 +30,7 @@ import checkpoint
 import data
 import distributed
 import evaluate
+import likelihood
 import optimizer
 import report
 import rollout
@@ -51,7 +52,7 @@ class Run:
         self.args, self.out = args, args.out
         self.model, self.tokenizer = rollout.load(args.model)
         rollout.use_threads(self.model, args.threads)
-        bandit.check_head(self.model)
+        likelihood.check_head(self.model)
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             for module in self.model.modules():  # it is for layers in training, which switches nothing else on here
@@ -145,10 +146,10 @@ class Run:
         base = self.base()
         prompts, completions = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
         gaps = []
-        for rows in bandit.parts([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)],
+        for rows in likelihood.parts([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)],
                                  self.args.micro_tokens):
             texts = [prompts[i] for i in rows], [completions[i] for i in rows]
-            gaps.append(bandit.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts))
+            gaps.append(likelihood.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts))
         return bandit.KL_ESTIMATORS["k3"](torch.cat(gaps)).mean().item()
 
     def out_of_memory(self):
@@ -248,7 +249,7 @@ class Run:
                         "tokens": [self.tokenizer.decode([token]) for token in one.tokens]}
                 with torch.no_grad():
                     for name, policy in (("before", base), ("after", self.model)):
-                        line[f"logprobs_{name}"] = [round(x, 4) for x in bandit.completion_logprobs(
+                        line[f"logprobs_{name}"] = [round(x, 4) for x in likelihood.completion_logprobs(
                             policy, [prompts[i // each]], [one.tokens]).tolist()]
                 lines.append(line)
         lines.sort(key=lambda line: line["query"])

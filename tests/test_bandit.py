@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import bandit
+import likelihood
 import rollout
+import tabular
 from bandit import ADVANTAGES, Pulls
 
 LENGTHS = torch.tensor([1, 2, 3, 3])
@@ -150,7 +152,7 @@ def test_group_mean_as_the_advantage():
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_exact_weight_is_that_of_the_enumeration(name):
     one, two = success_rates()
-    weights = [bandit.exact_weight(name, one, 2, two), bandit.exact_weight(name, two, 2, one)]
+    weights = [tabular.exact_weight(name, one, 2, two), tabular.exact_weight(name, two, 2, one)]
     if name == "remax":  # exact_weight takes the greedy arm to be right where p > 1/2; any baseline has weight 1
         weights = [1, 1]
     assert torch.allclose(expected_update(name, 2), combined(weights), atol=1e-6)
@@ -311,7 +313,7 @@ def plain_logprobs(model, prompt, completion):
 
 
 def test_every_completion_token_counts_once_and_no_padding(model):
-    got = bandit.completion_logprobs(model, PROMPTS, COMPLETIONS)
+    got = likelihood.completion_logprobs(model, PROMPTS, COMPLETIONS)
     expected = torch.cat([plain_logprobs(model, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)])
     assert got.shape == (12,)  # 2 + 5 + 3 + 2, four end-of-sequence tokens less the one that was cut
     assert torch.allclose(got.double(), expected, atol=1e-5)
@@ -372,7 +374,7 @@ def test_clip_binds_only_after_the_first_step(checkpoint):
 
 def test_parts_cover_all_rows_within_the_budget():
     lengths = [5, 100, 7, 30, 31, 6, 2]
-    groups = bandit.parts(lengths, 64)
+    groups = likelihood.parts(lengths, 64)
     assert sorted(sum(groups, [])) == list(range(7))
     assert all(len(g) == 1 or max(lengths[i] for i in g) * len(g) <= 64 for g in groups)
 

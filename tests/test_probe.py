@@ -6,6 +6,7 @@ import torch
 
 import bandit
 import data
+import likelihood
 import probe
 import rollout
 
@@ -56,7 +57,7 @@ def test_an_estimate_is_the_policy_gradient(checkpoint):
     for row in range(3):
         for column in range(2):
             completion = rollouts[3 * row + column].tokens
-            logprobs = bandit.completion_logprobs(model, [prompts[chosen[row]]], [completion])
+            logprobs = likelihood.completion_logprobs(model, [prompts[chosen[row]]], [completion])
             total, tokens = total + advantage[row, column] * logprobs.sum(), tokens + len(completion)
     expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(total / tokens, list(model.parameters()))])
     assert torch.allclose(found, expected, atol=1e-5) and found.norm() > 0
@@ -88,7 +89,7 @@ def test_the_norms_of_scores(checkpoint, monkeypatch):
     assert 0 < rewards.sum() < 8
     squares = []
     for i, one in zip(chosen, rollouts, strict=True):
-        logprob = bandit.completion_logprobs(model, [prompts[i]], [one.tokens]).sum()
+        logprob = likelihood.completion_logprobs(model, [prompts[i]], [one.tokens]).sum()
         squares.append(sum((g**2).sum().item() for g in torch.autograd.grad(logprob, list(model.parameters()))))
     right = rewards.numpy().ravel() > 0
     squares = np.array(squares)
