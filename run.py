@@ -54,7 +54,7 @@ class Run:
         rollout.use_threads(self.model, args.threads)
         likelihood.check_head(self.model)
         if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
             for module in self.model.modules():  # it is for layers in training, which switches nothing else on here
                 module.training = isinstance(module, GradientCheckpointingLayer)
         self.dtype = getattr(torch, args.dtype) if args.dtype else rollout.compute_dtype()

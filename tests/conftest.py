@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for the hub; read when transformers is imported
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import (  # noqa: E402
@@ -52,6 +53,35 @@ def checkpoint(tmp_path_factory):
         return str(made[name])
 
     return make
+
+
+@pytest.fixture
+def micro(tmp_path, checkpoint):
+    """A function: run train.py on 24 + 8 queries with a random model; returns the run's folder."""
+    for split, count in (("train", 24), ("test", 8)):
+        lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def run(out, *flags):
+        argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--out", str(tmp_path / out), "--batch-size",
+                "8", "--rounds", "6", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "6",
+                "--eval-samples", "2", "--lr", "0.001", *flags]
+        import train  # here, not above: it needs the path set there
+
+        train.main(argv)
+        return tmp_path / out
+
+    return run
+
+
+@pytest.fixture
+def coin(monkeypatch):
+    """A verifier that pays half of all completions, so that a random model has something to learn from."""
+    import evaluate
+
+    monkeypatch.setattr(evaluate, "judge", lambda tokenizer, queries, rollouts: (
+        np.array([sum(r.tokens) % 2 == 0 for r in rollouts]), np.ones(len(rollouts), dtype=bool),
+        ["?"] * len(rollouts)))
 
 
 @pytest.fixture

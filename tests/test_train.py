@@ -16,31 +16,6 @@ import train
 TIMES = ("tokens_per_second", "seconds_sampling", "seconds_reward", "seconds_update")
 
 
-@pytest.fixture
-def micro(tmp_path, checkpoint):
-    """A function: run train.py on 24 + 8 queries with a random model; returns the run's folder."""
-    for split, count in (("train", 24), ("test", 8)):
-        lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-
-    def run(out, *flags):
-        argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--out", str(tmp_path / out), "--batch-size",
-                "8", "--rounds", "6", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "6",
-                "--eval-samples", "2", "--lr", "0.001", *flags]
-        train.main(argv)
-        return tmp_path / out
-
-    return run
-
-
-@pytest.fixture
-def coin(monkeypatch):
-    """A verifier that pays half of all completions, so that a random model has something to learn from."""
-    monkeypatch.setattr(train.evaluate, "judge", lambda tokenizer, queries, rollouts: (
-        np.array([sum(r.tokens) % 2 == 0 for r in rollouts]), np.ones(len(rollouts), dtype=bool),
-        ["?"] * len(rollouts)))
-
-
 def metrics(folder):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in report.read_lines(folder / "metrics.jsonl")]
 
