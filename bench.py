@@ -3,7 +3,8 @@
     python bench.py                       # the table; under two minutes on two cores (--json FILE keeps the figures)
     python bench.py tricks                # each trick of rollout.py switched off: what it brings
     python bench.py verifier              # time and accuracy of reward.py, beside Math-Verify where it is installed
-    python bench.py gpu                   # a GPU against generate and against its own memory bandwidth
+    python bench.py gpu                   # a GPU: the sampler against generate and the memory's bandwidth; a round
+    python bench.py needs                 # calculated: the GPU memory and the time of a round of the paper's models
 
 Absolute times of a shared machine mean little, so each repeat times the two in turn and takes their ratio; the table
 shows the median and the range over the repeats. The peers get the same model, prompts, stopping rule, distribution
@@ -24,13 +25,23 @@ from statistics import median
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import bandit
 import data
 import evaluate
+import optimizer
 import reward
 import rollout
+import run
 
 HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("RFT_DATA") or HERE / ".." / "shared" / "data")
@@ -336,6 +347,108 @@ def gpu(flags, device="cuda", shape=QWEN, queries=32, n=8, prompt=128, new=512, 
         peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
         print(f"{label:30}{first:10.1f}{median(times):10.2f}{rate:12,.0f}{rate / roof:13.1%}{rate / base:12.1f}"
               f"{peak:10.1f}")
+    a_round(model, prompts, n, new, flags.repeats, device)
+
+
+def a_round(model, prompts, n, new, repeats, device):
+    """The parts of a round of the group's advantage, random verdicts in the verifier's place; then what they take."""
+    rollout.ENGINES.pop(model, None)
+    model.float()  # the masters
+    steps = optimizer.adamw(optimizer.Masters(model, torch.bfloat16), 1e-6)
+    tokens = len(prompts) * n * (len(prompts[0]) + new)
+    linear = sum(p.numel() for p in model.parameters())  # with tied weights, the embedding counts once: as the head
+    attention = model.config.num_hidden_layers * model.config.hidden_size * (len(prompts[0]) + new)  # half a square
+    flops = 6 * (linear + attention) * tokens
+    parts = []
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for seed in range(repeats + 1):
+        clock = [time.perf_counter()]
+        rollouts = rollout.sample(model, prompts, n, max_new_tokens=new, end_ids=set(), seed=seed)
+        synchronized(lambda: None, 1, device)
+        clock.append(time.perf_counter())
+        rewards = (torch.rand(len(prompts), n, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+        advantage = bandit.advantages("group", bandit.Pulls(rewards), n).reshape(-1)
+        bandit.update(model, steps, [p for p in prompts for _ in range(n)], [r.tokens for r in rollouts], advantage,
+                      micro_tokens=8192, sampled=[r.logprobs for r in rollouts])
+        synchronized(lambda: None, 1, device)
+        clock.append(time.perf_counter())
+        parts.append((clock[1] - clock[0], clock[2] - clock[1]))
+    sampling, updating = (median(part) for part in zip(*parts[1:], strict=True))
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
+    print(f"a round of {len(prompts)} x {n}: sampling {sampling:.2f} s, update {updating:.2f} s, which is "
+          f"{flops / updating / 1e12:,.2f} TFLOP/s (6 per weight and token, and attention's); peak {peak:.1f} GB")
+
+
+PEAK, BANDWIDTH, CARD = 989e12, 3.35e12, 80e9  # an H100's bfloat16 FLOP/s, bytes/s and bytes, from its data sheet
+HUB = {
+    "Qwen2.5-0.5B-Instruct": (Qwen2ForCausalLM, Qwen2Config(**QWEN)),
+    "Llama-3.2-1B-Instruct": (LlamaForCausalLM, LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True)),
+    "OLMo-2-0425-1B-Instruct": (Olmo2ForCausalLM, Olmo2Config(
+        vocab_size=100352, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=16,
+        num_key_value_heads=16, tie_word_embeddings=False)),
+}
+
+
+def needs(flags, prompt=512, new=1024, micro=8192):
+    """Nothing is run but one layer, to count what autograd keeps: everything here is calculated."""
+    print(f"prompts of {prompt} and completions of {new} tokens, all of full length; micro-batches of {micro} tokens; GB")
+    heads = ("model", "weights, optimizer, reference", "kept for a micro-batch", "with --gradient-checkpointing", "B x n",
+             "cache", "peak", "seconds a round")
+    print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for name, (kind, config) in HUB.items():
+        with torch.device("meta"):
+            model = kind(config)
+        weights = sum(p.numel() for p in model.parameters())
+        fixed = weights * (2 + 4 + 4 + 8 + 2)  # bfloat16, master, gradient, Adam's two, and the reference
+        kept = micro * config.num_hidden_layers * kept_by_a_layer(model, config)
+        saving = micro * (config.num_hidden_layers * 2 * config.hidden_size) + kept / config.num_hidden_layers
+        head = 4 * 2**28  # some copies of the piece of logits
+        layers, heads, size = rollout.cache_shape(model)
+        for queries, n in ((32, 1), (32, 8), (32, 64)):
+            token = 2 * layers * heads * size * 2
+            rows = min(queries * n, rollout.ROWS, int(run.CACHE * (CARD - fixed) / token / (prompt + new)))
+            cache = rows * (prompt + new) * token
+            peak = fixed + cache + max(kept + head, 4 * weights)  # forward and back, or the step with its copy
+            read = 2 * weights + cache * (prompt + new / 2) / (prompt + new)
+            waves = max(1, queries * n / rows)
+            step = max(read / BANDWIDTH / 0.5, 2e-3 / 24 * layers)
+            flops = 8 * weights * queries * n * (prompt + new)  # 6 for the update, 2 for the reference
+            seconds = waves * new * step + flops / PEAK / 0.4
+            print(f"| {name} ({weights / 1e9:.2f} billion) | {fixed / 1e9:.1f} | {kept / 1e9:.1f} | {saving / 1e9:.1f} "
+                  f"| {queries} x {n} | {cache / 1e9:.1f} | {peak / 1e9:.0f} | {seconds:.0f} |")
+    print(f"\n{FORMULA}")
+
+
+FORMULA = """Peak: 20 bytes a weight (2 bfloat16, 4 master, 4 gradient, 8 Adam, 2 reference) + cache + what a micro-batch
+keeps (counted on one layer) + 1 GB of logits. Cache: rows x length x layers x key-value heads x head size x 4 bytes;
+rows: B x n, at most 512, and what fits into 0.4 of what the weights leave of 80 GB; an evaluation takes those of
+32 x 64. A round: new tokens x the larger of bytes read / half of an H100's bandwidth and 2 ms a step of 24 layers, + 8 x
+weights x tokens at 40 % of its peak FLOP/s. The two shares are assumed, not measured."""
+
+
+def kept_by_a_layer(model, config, tokens=64):
+    """Bytes a token that autograd keeps of one layer in bfloat16, its weights apart."""
+    layer = type(model.model.layers[0])(config, 0).bfloat16()
+    config._attn_implementation = "sdpa"
+    hidden = torch.zeros(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    size = rollout.cache_shape(model)[2]
+    angles = torch.zeros(1, tokens, size, dtype=torch.bfloat16), torch.zeros(1, tokens, size, dtype=torch.bfloat16)
+    own = {p.untyped_storage().data_ptr() for p in [*layer.parameters(), *angles]}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = layer(hidden, position_embeddings=angles)
+    del output
+    return sum(kept.values()) / tokens
 
 
 def synchronized(function, repeats, device):
@@ -450,7 +563,7 @@ def hostile():
     }
 
 
-SECTIONS = {"table": table, "tricks": tricks, "verifier": verifier, "gpu": gpu}
+SECTIONS = {"table": table, "tricks": tricks, "verifier": verifier, "gpu": gpu, "needs": needs}
 
 
 def main():

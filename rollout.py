@@ -197,8 +197,7 @@ def engine_of(model, pace, rows, width, cache_tokens, compiled):
     bound = cache_tokens
     if bound is None:
         held = engine.rows * engine.width if engine else 0
-        token_bytes = 2 * np.prod(cache_shape(model)) * model.dtype.itemsize
-        bound = max(width, (held + int(free_memory(model.device) / token_bytes)) // 2)
+        bound = max(width, (held + int(free_memory(model.device) / token_bytes(model))) // 2)
     if bound < width:
         raise ValueError(f"--cache-tokens {bound} cannot hold one rollout: the longest prompt and --max-new-tokens "
                          f"need {width}")
@@ -220,6 +219,11 @@ def cache_shape(model):
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers, heads, size
+
+
+def token_bytes(model):
+    """Of the keys and values of one token."""
+    return 2 * int(np.prod(cache_shape(model))) * model.dtype.itemsize
 
 
 def free_memory(device):

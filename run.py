@@ -37,6 +37,7 @@ import rollout
 
 ROOT = Path(__file__).parent
 FREE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")  # flags that a resumed run may change
+CACHE = 0.4  # the sampler's share of a GPU's memory, next to weights and optimizer; the rest is the update's
 COUNTERS = ("round", "rollouts", "tokens", "regret", "seconds")
 
 
@@ -61,8 +62,12 @@ class Run:
         self.masters = optimizer.Masters(self.model, self.dtype)
         self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
         self.reference = rollout.load(args.model, dtype=self.dtype)[0] if args.kl else None
+        cache_tokens = args.cache_tokens
+        if self.model.device.type == "cuda" and not cache_tokens:  # gradients and AdamW's two moments are still to come
+            free = rollout.free_memory(self.model.device) - 12 * sum(w.numel() for w in self.masters.weights)
+            cache_tokens = int(CACHE * free / rollout.token_bytes(self.model))
         self.ends = rollout.end_ids(self.model, self.tokenizer)
-        self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=args.cache_tokens, compiled=args.compile)
+        self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=cache_tokens, compiled=args.compile)
         train_set, test_set = (
             data.within(self.tokenizer, data.load(args.data, split), args.max_prompt_tokens, f"{args.data}, {split}")
             for split in ("train", "test"))

@@ -43,7 +43,8 @@ def test_the_gpu_section_on_a_small_shape(capsys):
                  num_key_value_heads=2, tie_word_embeddings=True)
     bench.gpu(SimpleNamespace(repeats=1), "cpu", shape, queries=2, n=2, prompt=10, new=8, compiled=False)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-2:]] == ["generate", "rollout.py"]
+    assert [line.split()[0] for line in lines[-3:]] == ["generate", "rollout.py", "a"]
+    assert lines[-1].startswith("a round of 2 x 2: sampling")
 
 
 @pytest.mark.parametrize("flags, word", [
@@ -72,3 +73,11 @@ def test_every_trick_can_be_switched_off(capsys, monkeypatch):
     bench.tricks(SimpleNamespace(model="tiny-qwen2", data="tiny-gsm", threads=1, repeats=1))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) == 11 and all(line.count("(") >= 1 for line in lines)
+
+
+def test_needs_counts_the_weights_of_the_papers_models(capsys):
+    bench.needs(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("0.49 billion" in line for line in lines) == sum("1.24 billion" in line for line in lines) == 3
+    row = next(line for line in lines if "OLMo" in line and "32 x 1 " in line).split("|")
+    assert float(row[6]) == pytest.approx(32 * 1536 * 2 * 16 * 16 * 128 * 2 / 1e9, abs=0.06)
