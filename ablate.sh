@@ -5,12 +5,17 @@
 #   ./ablate.sh full             every line, three tiny models x two sets
 #   ./ablate.sh RUNG ...         every line of these rungs (and the baseline)
 #   ./ablate.sh --list [full | RUNG ...]     the commands, one a line, for GNU parallel, a Slurm array, other machines
+#   PRESET=paper ./ablate.sh     the paper's rungs, models, sets and rate; on 8 GPUs PYTHON="torchrun --nproc_per_node=8"
 #   MODEL= DATA= SEEDS= ROUNDS= LR= JOBS= OUT= FLAGS= PYTHON= override; MODEL, DATA and SEEDS may be lists: SEEDS="0 1"
-#
 # A run that is finished is not run again, one that was stopped (Ctrl-C) goes on. Then: python report.py $OUT
-# A line of the plan is a setting: its name and the flags that it changes; add yours. LR was tuned for the baseline, on
-# seeds 100 and 101, which are not reported.
+# A line of the plan: a name, the flags that it changes. LR was tuned for 32x1 on seeds 100 and 101, never reported.
 set -euo pipefail; cd "$(dirname "$0")"
+list=; if [ "${1:-}" = --list ]; then list=1; shift; fi
+if [ "${PRESET:-}" = paper ]; then
+  MODEL=${MODEL:-Qwen/Qwen2.5-0.5B-Instruct meta-llama/Llama-3.2-1B-Instruct allenai/OLMo-2-0425-1B-Instruct}
+  DATA=${DATA:-gsm8k math} LR=${LR:-1e-6} ROUNDS=${ROUNDS:-1000} EVERY=100 JOBS=${JOBS:-1}
+  [ $# != 0 ] || set -- baseline advantage rollouts batch split window
+fi
 LR=${LR:-1e-4} ROUNDS=${ROUNDS:-60} SEEDS=${SEEDS:-0 1 2} PYTHON=${PYTHON:-python} FLAGS=${FLAGS:-}
 lower=$(awk "BEGIN { print $LR / 3 }") higher=$(awk "BEGIN { print $LR * 3 }") signs="--right-reward 1 --wrong-reward -1"
 
@@ -107,7 +112,7 @@ commands() {  # a folder, a TAB, a command a line; a setting that stands in seve
     awk -F '\t' '!seen[$2]++' <<< "$settings" | while IFS=$'\t' read -r _ name flags; do
       dir="$OUT/$(basename "$model")-$(basename "$data")/$name/seed-$seed"
       printf '%s\t%s\n' "$dir" "$PYTHON train.py --model $model --data $data --seed $seed --rounds $ROUNDS --lr $LR \
---eval-every $(((ROUNDS + 2) / 3)) --threads 1 $flags $FLAGS --out $dir"
+--eval-every ${EVERY:-$(((ROUNDS + 2) / 3))} --threads 1 $flags $FLAGS --out $dir"
     done
   done; done; done
 }
@@ -119,30 +124,25 @@ run() {  # one line of commands.tsv
     echo "$dir: was run with other flags (see its file command); name another OUT" >> "$OUT/failed.txt"; return
   fi
   [ ! -e "$dir/summary.json" ] || return 0
-  echo "$command" > "$dir/command"
-  [ ! -e "$dir/config.json" ] || resume=--resume
+  echo "$command" > "$dir/command"; [ ! -e "$dir/config.json" ] || resume=--resume
   $command $resume >> "$dir/log.txt" 2>&1 || { echo "$dir: $(tail -n 1 "$dir/log.txt")" >> "$OUT/failed.txt"; return; }
-  now=$(finished) total=$(wc -l < "$OUT/commands.tsv")
-  [ "$now" -le "$before" ] || left=$((($(date +%s) - started) * (total - now) / (now - before) / 60))
+  now=$(finished) total=$(wc -l < "$OUT/commands.tsv"); [ "$now" -le "$before" ] ||
+    left=$((($(date +%s) - started) * (total - now) / (now - before) / 60))
   echo "$((now)) of $((total)) runs finished, about $left min left: ${dir#"$OUT"/}"
 }
 
-list=; if [ "${1:-}" = --list ]; then list=1; shift; fi
 rungs=$(plan | grep -v '^[*= ]\|^r ' | tr '\n' ' ')
-for rung in "$@"; do
-  [[ " full $rungs" == *" $rung "* ]] || { echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2; exit 2; }
-done
+for rung in "$@"; do if [[ " full $rungs" != *" $rung "* ]]; then
+  echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2; exit 2
+fi; done
 if [ "${1:-}" = full ]; then MODEL=${MODEL:-tiny-qwen2 tiny-llama tiny-olmo2} DATA=${DATA:-tiny-gsm tiny-math}; fi
 MODEL=${MODEL:-tiny-qwen2} DATA=${DATA:-tiny-gsm} OUT=${OUT:-runs/ablate}
-settings=$(chosen "$@")
-if [ -n "$list" ]; then commands | cut -f 2; exit; fi
-
+settings=$(chosen "$@"); if [ -n "$list" ]; then commands | cut -f 2; exit; fi
 mkdir -p "$OUT" && touch "$OUT/plan.tsv"
 printf '%s\n' "$settings" | cat "$OUT/plan.tsv" - | awk '!seen[$0]++' > "$OUT/plan.tmp"  # with earlier calls'
 mv "$OUT/plan.tmp" "$OUT/plan.tsv"
 commands > "$OUT/commands.tsv"; : > "$OUT/failed.txt"
-export OUT started=$(date +%s) before=$(finished)
-export -f run finished
+export OUT started=$(date +%s) before=$(finished); export -f run finished
 trap 'echo "ablate.sh: stopped; the same command goes on" >&2; exit 130' INT TERM
 tr '\n' '\0' < "$OUT/commands.tsv" | xargs -0 -n 1 -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" bash -c 'run "$0"' || true
 if [ -s "$OUT/failed.txt" ]; then echo "ablate.sh: these runs failed:" >&2; cat "$OUT/failed.txt" >&2; exit 1; fi

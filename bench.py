@@ -394,9 +394,9 @@ HUB = {
 
 def needs(flags, prompt=512, new=1024, micro=8192):
     """Nothing is run but one layer, to count what autograd keeps: everything here is calculated."""
-    print(f"prompts of {prompt} and completions of {new} tokens, all of full length; micro-batches of {micro} tokens; GB")
-    heads = ("model", "weights, optimizer, reference", "kept for a micro-batch", "with --gradient-checkpointing", "B x n",
-             "cache", "peak", "seconds a round")
+    print(f"prompts of {prompt} and completions of {new} tokens, all of full length; a micro-batch of {micro} tokens; GB")
+    heads = ("model", "weights, optimizer, reference", "kept for a micro-batch", "with --gradient-checkpointing",
+             "B x n", "cache", "peak", "seconds a round")
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name, (kind, config) in HUB.items():
         with torch.device("meta"):
@@ -422,11 +422,11 @@ def needs(flags, prompt=512, new=1024, micro=8192):
     print(f"\n{FORMULA}")
 
 
-FORMULA = """Peak: 20 bytes a weight (2 bfloat16, 4 master, 4 gradient, 8 Adam, 2 reference) + cache + what a micro-batch
-keeps (counted on one layer) + 1 GB of logits. Cache: rows x length x layers x key-value heads x head size x 4 bytes;
-rows: B x n, at most 512, and what fits into 0.4 of what the weights leave of 80 GB; an evaluation takes those of
-32 x 64. A round: new tokens x the larger of bytes read / half of an H100's bandwidth and 2 ms a step of 24 layers, + 8 x
-weights x tokens at 40 % of its peak FLOP/s. The two shares are assumed, not measured."""
+FORMULA = """Peak: 20 bytes a weight (2 bfloat16, 4 master, 4 gradient, 8 Adam, 2 reference) + cache + what a
+micro-batch keeps (counted on one layer) + 1 GB of logits. Cache: rows x length x layers x key-value heads x head size x
+4 bytes; rows: B x n, at most 512, and what fits into 0.4 of what the weights leave of 80 GB; an evaluation takes those
+of 32 x 64. A round: new tokens x the larger of bytes read / half of an H100's bandwidth and 2 ms a step of 24 layers,
++ 8 x weights x tokens at 40 % of its peak FLOP/s. The two shares are assumed, not measured."""
 
 
 def kept_by_a_layer(model, config, tokens=64):

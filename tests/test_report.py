@@ -107,6 +107,17 @@ def test_the_teaching_selection_and_rungs():
     assert wrong.returncode == 2 and "advantages is no rung" in wrong.stderr
 
 
+def test_the_papers_preset():
+    parsed = [train.parse(line.split()[2:]) for line in ablate("--list", PRESET="paper", SEEDS="0").stdout.splitlines()]
+    assert {(args.model.split("/")[1], args.data) for args in parsed} == {
+        (model, data) for model in ("Qwen2.5-0.5B-Instruct", "Llama-3.2-1B-Instruct", "OLMo-2-0425-1B-Instruct")
+        for data in ("gsm8k", "math")}
+    assert {(a.lr, a.kl, a.max_new_tokens, a.max_prompt_tokens, a.weight_decay) for a in parsed} == {
+        (1e-6, 0.001, 1024, 512, 0.01)}
+    assert {(a.batch_size, a.rollouts) for a in parsed if a.window} == {
+        (64, 4), (128, 2), (256, 1), (512, 1), (1024, 1), (2048, 1)}
+
+
 @pytest.mark.slow
 def test_the_pipeline_in_miniature(tmp_path, checkpoint):
     """Three settings, two seeds: stopped midway and resumed, one run made to fail, one damaged afterwards."""
