@@ -394,7 +394,7 @@ HUB = {
 
 def needs(flags, prompt=512, new=1024, micro=8192):
     """Nothing is run but one layer, to count what autograd keeps: everything here is calculated."""
-    print(f"prompts of {prompt} and completions of {new} tokens, all of full length; a micro-batch of {micro} tokens; GB")
+    print(f"prompts of {prompt}, completions of {new} tokens, all of full length; a micro-batch of {micro} tokens; GB")
     heads = ("model", "weights, optimizer, reference", "kept for a micro-batch", "with --gradient-checkpointing",
              "B x n", "cache", "peak", "seconds a round")
     print("\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
