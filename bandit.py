@@ -34,15 +34,16 @@ class Pulls(NamedTuple):
 
 
 def centered(rewards, sample=None):
-    """rewards - mean of the sample (default: themselves), along the last axis. Where the sample has no spread it is
-    exactly 0: the rounding of a mean of 0.1s, divided by a std of 0 and epsilon, would be an advantage."""
+    """rewards - mean of the sample (default: themselves), along the last axis; of a group, the left of equation (5) of
+    the README. Where the sample has no spread it is exactly 0: the rounding of a mean of 0.1s, divided by a std of 0
+    and epsilon, would be an advantage."""
     sample = rewards if sample is None else sample
     spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
     return torch.where(spread, rewards - sample.mean(-1, keepdim=True), 0.0)
 
 
 def standardized(rewards, sample=None):
-    """(rewards - mean) / (std + eps) of the sample; the std is the sample's, divided by n - 1."""
+    """(rewards - mean) / (std + eps) of the sample, equation (6); the std is the sample's, divided by n - 1."""
     sample = rewards if sample is None else sample
     return centered(rewards, sample) / (sample.std(-1, keepdim=True) + EPSILON)
 
@@ -52,6 +53,7 @@ def over_batch(transform, rewards):
 
 
 def rloo(pulls):
+    """The right of equation (5), [B, n + m]: the reward less the mean of the others of its group."""
     others = pulls.rewards.shape[1] - 1
     return pulls.rewards - (pulls.rewards.sum(dim=1, keepdim=True) - pulls.rewards) / others
 
@@ -62,6 +64,7 @@ def mixed_groups(pulls):
 
 
 def window(pulls):
+    """Equation (6) with the statistics of each query's window in the group's place, [B, n + m]."""
     rows = []
     for rewards, history in zip(pulls.rewards, pulls.windows, strict=True):
         history = torch.tensor(history, dtype=rewards.dtype)
@@ -155,7 +158,7 @@ def remember(windows, prompts, rewards, size):
 
 # --- 2. the loss ------------------------------------------------------------------------------------------------
 
-LOSS_MEANS = {  # weight of each token of a completion, [N], from the lengths [N] of all N completions of the round
+LOSS_MEANS = {  # equation (8): weight of each token of a completion, [N], from the lengths [N] of all N of the round
     # one mean over all tokens: long completions weigh more (DAPO, arXiv:2503.14476; the paper's)
     "token": lambda lengths, longest: torch.full((len(lengths),), 1 / lengths.sum().item()),
     # the mean over sequences of the mean within each: a token of a long completion weighs less (GRPO)
@@ -164,7 +167,7 @@ LOSS_MEANS = {  # weight of each token of a completion, [N], from the lengths [N
     "constant": lambda lengths, longest: torch.full((len(lengths),), 1 / (len(lengths) * longest)),
 }
 
-KL_ESTIMATORS = {  # of d = log pi - log pi_ref, for samples of pi (Schulman's note; arXiv:2510.01555)
+KL_ESTIMATORS = {  # equation (9), of d = log pi - log pi_ref, for samples of pi (Schulman's note; arXiv:2510.01555)
     "k1": lambda d: d,  # unbiased for KL(pi||ref) as a number; as a loss its expected gradient is zero
     "k2": lambda d: d**2 / 2,  # as a loss of the whole completion: the gradient of KL(pi||ref)
     "k3": lambda d: torch.exp(-d) + d - 1,  # unbiased and never negative; as a loss: the gradient of KL(ref||pi)
@@ -172,7 +175,7 @@ KL_ESTIMATORS = {  # of d = log pi - log pi_ref, for samples of pi (Schulman's n
 
 
 def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None):
-    """The scalar to descend; every argument but the last five is [tokens], all completions in one line.
+    """Equation (7), the scalar to descend; every argument but the last five is [tokens], all completions in one line.
 
     logprobs: of the policy, with gradient; old: of the policy that sampled, without; reference: of the base model.
     weight: from LOSS_MEANS, so that the losses of parts of a round add up to the loss of the whole.
@@ -197,7 +200,7 @@ ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda v
 def update(model, optimizer, prompts, completions, advantage, *, loss_mean="token", longest=1, temperature=1.0,
            epochs=1, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None, max_grad_norm=1.0,
            micro_tokens=2048, sampled=None, correct=False, processes=ALONE):
-    """One round's step (or `epochs` of them) on N completions; what the optimizer holds is changed in place.
+    """One round's step (or `epochs` of them) along equation (2) on N completions; the weights change in place.
 
     prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;
     reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they

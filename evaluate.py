@@ -45,14 +45,17 @@ def judge(tokenizer, queries, rollouts):
 
 
 def pass_at_k(samples, right, k):
-    """1 - C(n-c, k) / C(n, k), unbiased from n samples of which c are right (arXiv:2107.03374); needs k <= n."""
+    """Equation (10): 1 - C(n-c, k) / C(n, k), unbiased from n samples, c of them right (arXiv:2107.03374); k <= n."""
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs at least {k} samples, there are {samples}")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def mean_and_se(values):
-    """(mean, its standard error) of one value a query; the error is nan for a single query."""
+    """(mean, its standard error) of one value a query: of verdicts, the estimate of equation (1) of the README.
+
+    The error is nan for a single query.
+    """
     values = np.asarray(values, dtype=float)
     return values.mean(), values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 

@@ -14,7 +14,8 @@ HEAD_NUMBERS = 2**26  # logits held at a time: 256 MB in float32
 
 
 def completion_logprobs(model, prompts, completions, temperature=1.0):
-    """Log-probability of every completion token, [tokens], row after row, the end-of-sequence token included.
+    """Log-probability of every completion token, [tokens], row after row, the end-of-sequence token included: the
+    terms of equation (3) of the README.
 
     Rows are padded on the right only: with causal attention no real token ever sees the padding, positions count
     from 0 by themselves, and the padding is never picked below, whatever its id.

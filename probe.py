@@ -113,7 +113,8 @@ def estimate(policy, setting, chosen, rollouts, rewards, length):
 
 
 def score_norms(policy, length, count=256):
-    """(share right, mean squared norm of the score of the right completions, of the wrong ones), one rollout each."""
+    """(share right, mean squared norm of the score of the right completions, of the wrong ones), one rollout each: they
+    give the constant b of least variance that equation (4) of the README leaves free."""
     chosen, rollouts, rewards = draw(policy, count, 1, 10**7, length)
     norms, recorder = [], Recorder(policy.model)
     for i, one in zip(chosen, rollouts, strict=True):

@@ -63,7 +63,7 @@ def curve(folder):
                       [1.96 * (line["se"] or 0) for line in lines], color=color, marker=marker, capsize=3,
                       label=f"pass@1 on the whole {split} set ± 95 %")
     left.set(xlabel="round", ylabel="share right", ylim=(0, 1))
-    left.legend(loc="lower right", fontsize=8)
+    left.legend(loc="best", fontsize=8)
     in_format = [line["in_format"] for line in metrics]
     among = [line["accuracy_in_format"] or 0 for line in metrics]
     cut = [line["cut"] for line in metrics]
@@ -74,7 +74,7 @@ def curve(folder):
                label="entropy per token (nats)")
     right.set(xlabel="round", ylabel="share, or nats", title="mean of 20 rounds")
     right.set_ylim(bottom=0)
-    right.legend(loc="center right", fontsize=8)
+    right.legend(loc="best", fontsize=8)
     left.set_title(f"{config['model']} on {config['data']}: {config['batch_size']} queries x {config['rollouts']} "
                    f"rollouts, advantage {config['advantage']}, seed {config['seed']}", fontsize=9)
     figure.savefig(folder / "curve.png", dpi=130)
@@ -139,7 +139,7 @@ DIRECT = [  # two settings that differ in one thing, neither of them the baselin
 
 
 def t_interval(differences):
-    """(mean, half the width of its 95 % interval) of one difference a seed; the half is nan for a single seed."""
+    """(mean, half the width of its 95 % interval), equation (11), of one difference a seed; nan for a single seed."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return values.mean() if len(values) else np.nan, np.nan

@@ -12,7 +12,7 @@ from bandit import ADVANTAGES, LOSS_MEANS, Pulls, advantages, loss, remember
 
 def exact_weight(name, p, n=8, other=0.5):
     """w(p) of E[update of a query] = w(p) * grad p: what the advantage makes of a success rate p, 0/1 rewards
-    (+1/-1 for those that need signs).
+    (+1/-1 for those that need signs); beside equation (6) of the README.
 
     E[A * grad log pi] = E[A | right] * grad p + E[A | wrong] * grad (1 - p), so w(p) = E[A | right] - E[A | wrong].
     Enumerated: the number right among the other n - 1 rollouts, and among the n rollouts of a second query in the
