@@ -15,6 +15,7 @@ two columns are quickly written).
 import argparse
 import gzip
 import json
+import math
 import random
 import re
 import sys
@@ -174,6 +175,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def at_least(bound):
+    """A type for flags: numbers of the kind of the bound, from it on."""
+    return number(bound, lambda value: value >= bound, f"at least {bound:g}")
+
+
+def above(bound):
+    return number(bound, lambda value: value > bound, f"a finite number above {bound:g}")
+
+
+def number(bound, good, wanted):
+    def parsed(text):
+        try:
+            value = type(bound)(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' * isinstance(bound, int)}number") from None
+        if not (good(value) and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} must be {wanted}")
+        return value
+
+    return parsed
 
 
 if __name__ == "__main__":

@@ -261,6 +261,25 @@ class Run:
         write(self.out / "samples.jsonl", lines, lines=True)
 
 
+def default_folder(path, resume):
+    """The first of path, path-2, path-3, ... that is not taken; when resuming the last one that is."""
+    taken = [path]
+    while taken[-1].exists():
+        taken.append(path.with_name(f"{path.name}-{len(taken) + 1}"))
+    return taken[-2 if resume and len(taken) > 1 else -1]
+
+
+def in_a_sentence(error, run):
+    """What to tell a user of an error in a run, whose own (None if it came before) says more; others are raised."""
+    if isinstance(error, (ValueError, OSError)):
+        return error
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return run.out_of_memory() if run else "out of memory: the model is too large"
+    if distributed.lost(error):
+        return "another process has ended, so this one cannot go on"
+    raise error
+
+
 def flags(args):
     return {key: value for key, value in vars(args).items()
             if key not in ("out", "resume", "save_every", "cache_tokens")}

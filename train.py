@@ -31,7 +31,7 @@ import data
 import distributed
 import evaluate
 import rollout
-from run import FREE, Run, seed_of
+from run import FREE, Run, default_folder, in_a_sentence, seed_of
 
 ROOT = Path(__file__).parent
 BY_SIZE = {  # defaults for a tiny model, and for any other: there the paper's (how many rounds it took is not known)
@@ -44,80 +44,69 @@ def parse(argv=None):
     parser = data.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     by_size = {name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
                for name, (tiny, other) in BY_SIZE.items()}
+    count, whole = data.at_least(1), data.at_least(0)
+    amount, positive, finite = data.at_least(0.0), data.above(0.0), data.above(-math.inf)
     flag = parser.add_argument_group("what is trained on what").add_argument
     flag("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path (see data.py)")
-    flag("--queries", type=int, help="train on the first K queries only, after the seeded shuffle (default: all)")
+    flag("--queries", type=count, help="train on the first K queries only, after the seeded shuffle (default: all)")
     flag("--levels", type=int, nargs="+", help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
-    flag("--rounds", type=int, help=f"rounds, one optimizer step each {by_size['rounds']}")
-    flag("--batch-size", type=int, default=32, help="B: queries a round (default: %(default)s)")
-    flag("--rollouts", type=int, default=1, help="n: completions a query (default: %(default)s)")
-    flag("--baseline-rollouts", type=int, default=0, help="more completions a query, for the group statistics of the "
+    flag("--rounds", type=count, help=f"rounds, one optimizer step each {by_size['rounds']}")
+    flag("--batch-size", type=count, default=32, help="B: queries a round (default: %(default)s)")
+    flag("--rollouts", type=count, default=1, help="n: completions a query (default: %(default)s)")
+    flag("--baseline-rollouts", type=whole, default=0, help="more completions a query, for the group statistics of the "
          "advantage only: they get no gradient (default: %(default)s; the paper's 32 x 1 + 7 has 7)")
-    flag("--temperature", type=float, default=1.0, help="of sampling, and of the log-probabilities in the loss")
-    flag("--max-prompt-tokens", type=int, default=512, help="queries with longer prompts are dropped, and counted "
+    flag("--temperature", type=positive, default=1.0, help="of sampling, and of the log-probabilities in the loss")
+    flag("--max-prompt-tokens", type=count, default=512, help="queries with longer prompts are dropped, and counted "
          "(default: %(default)s, the paper's)")
-    flag("--max-new-tokens", type=int, help=f"completions are cut here {by_size['max_new_tokens']}")
-    flag("--cache-tokens", type=int, help="bound on the sampler's memory: tokens in its cache at a time; changes "
+    flag("--max-new-tokens", type=count, help=f"completions are cut here {by_size['max_new_tokens']}")
+    flag("--cache-tokens", type=count, help="bound on the sampler's memory: tokens in its cache at a time; changes "
          "results by rounding only (default: what half of the free memory holds)")
     flag("--compile", action="store_true", help="torch.compile the sampler's step: pays on a GPU, in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
-    flag("--right-reward", type=float, default=1.0, help="reward of a right answer (default: %(default)s)")
-    flag("--wrong-reward", type=float, default=0.0, help="reward of any other completion (default: %(default)s)")
+    flag("--right-reward", type=finite, default=1.0, help="reward of a right answer (default: %(default)s)")
+    flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion (default: %(default)s)")
     flag("--advantage", default="reward", choices=bandit.ADVANTAGES, metavar="NAME", help="; ".join(
          f"{name}: {row.formula}" for name, row in bandit.ADVANTAGES.items()).replace("%", "%%"))
-    flag("--window", type=int, default=0, help="for --advantage window: rewards remembered a query (the paper's: 8)")
+    flag("--window", type=whole, default=0, help="for --advantage window: rewards remembered a query (the paper's: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
-    flag("--lr", type=float, help=f"learning rate of AdamW, constant {by_size['lr']}")
-    flag("--weight-decay", type=float, default=0.01, help="of AdamW (default: %(default)s)")
-    flag("--max-grad-norm", type=float, default=1.0, help="the gradient is clipped to it (default: %(default)s)")
+    flag("--lr", type=positive, help=f"learning rate of AdamW, constant {by_size['lr']}")
+    flag("--weight-decay", type=amount, default=0.01, help="of AdamW (default: %(default)s)")
+    flag("--max-grad-norm", type=positive, default=1.0, help="the gradient is clipped to it (default: %(default)s)")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS, help="mean over all tokens; over sequences of the "
          "mean within each; sum over the constant --max-new-tokens (default: %(default)s)")
-    flag("--epochs-per-round", type=int, default=1, help="steps on the same rollouts; the clip matters only above 1")
-    flag("--clip-low", type=float, default=0.2, help="the ratio is clipped at 1 - this (default: %(default)s)")
-    flag("--clip-high", type=float, default=0.2, help="and at 1 + this (default: %(default)s; DAPO: 0.28)")
-    flag("--kl", type=float, help=f"factor of the KL to the base model, a term of the loss {by_size['kl']}")
+    flag("--epochs-per-round", type=count, default=1, help="steps on the same rollouts; the clip matters only above 1")
+    flag("--clip-low", type=amount, default=0.2, help="the ratio is clipped at 1 - this (default: %(default)s)")
+    flag("--clip-high", type=amount, default=0.2, help="and at 1 + this (default: %(default)s; DAPO: 0.28)")
+    flag("--kl", type=amount, help=f"factor of the KL to the base model, a term of the loss {by_size['kl']}")
     flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS, help="per token (default: %(default)s)")
     flag("--correct-sampler", action="store_true", help="weigh each token by the ratio of its chance in the update to "
          "that in the sampler, at most 2: the two round differently (the log's gap)")
     flag("--dtype", choices=["float32", "bfloat16"], help="of the computation; the master weights and the optimizer "
          "are in float32 always (default: bfloat16 on a GPU, else float32)")
-    flag("--micro-tokens", type=int, help="tokens of a forward pass: changes memory and time, not the update "
+    flag("--micro-tokens", type=count, help="tokens of a forward pass: changes memory and time, not the update "
          f"{by_size['micro_tokens']}")
     flag("--gradient-checkpointing", action="store_true", help="compute each layer again on the way back instead of "
          "keeping what it needs: less memory, a third more time")
 
     flag = parser.add_argument_group("evaluation and the run").add_argument
-    flag("--eval-every", type=int, help="rounds between evaluations of pass@1 on the whole train and test sets, one "
+    flag("--eval-every", type=whole, help="rounds between evaluations of pass@1 on the whole train and test sets, one "
          f"sample a query at temperature 1; 0: only before and after {by_size['eval_every']}")
-    flag("--eval-samples", type=int, default=16, help="k of the pass@k before and after (default: %(default)s)")
-    flag("--eval-queries", type=int, default=64, help="test queries for the pass@k (default: %(default)s)")
-    flag("--seed", type=int, default=0, help="of the order of the queries and of all sampling (default: %(default)s)")
+    flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after (default: %(default)s)")
+    flag("--eval-queries", type=count, default=64, help="test queries for the pass@k (default: %(default)s)")
+    flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling (default: %(default)s)")
     flag("--out", help="the run's folder (default: a new one in runs/, named after the flags that were changed)")
     flag("--resume", action="store_true", help="continue the run in --out (default: the newest of these flags)")
-    flag("--save-every", type=int, default=50, help="rounds between checkpoints (default: %(default)s)")
-    flag("--threads", type=int, help="CPU threads (default: one for a tiny model, else as many as there are cores)")
+    flag("--save-every", type=count, default=50, help="rounds between checkpoints (default: %(default)s)")
+    flag("--threads", type=count, help="CPU threads (default: one for a tiny model, else as many as there are cores)")
     other = not rollout.is_tiny(parser.parse_args(argv).model)
     parser.set_defaults(**{name: values[other] for name, values in BY_SIZE.items()})
     args = parser.parse_args(argv)
 
-    for name in ("rounds", "batch_size", "rollouts", "max_prompt_tokens", "max_new_tokens", "epochs_per_round",
-                 "micro_tokens", "eval_samples", "eval_queries", "save_every", "threads", "queries", "cache_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
-    for name in ("baseline_rollouts", "window", "eval_every", "seed", "clip_low", "clip_high", "kl", "weight_decay"):
-        if not getattr(args, name) >= 0:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must not be negative")
-    for name in ("temperature", "lr", "max_grad_norm"):
-        if not getattr(args, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be above 0")
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            parser.error(f"--{name.replace('_', '-')} {value} must be a finite number")
     if args.kl_estimator != parser.get_default("kl_estimator") and not args.kl:
         parser.error(f"--kl-estimator {args.kl_estimator} is of no use without --kl")
     if args.epochs_per_round == 1 and any(getattr(args, name) != parser.get_default(name)
@@ -136,14 +125,6 @@ def parse(argv=None):
         args.out = default_folder(ROOT / "runs" / (",".join(changed) or "default"), args.resume)
     args.out = Path(args.out)
     return args
-
-
-def default_folder(path, resume):
-    """The first of path, path-2, path-3, ... that is not taken; when resuming the last one that is."""
-    taken = [path]
-    while taken[-1].exists():
-        taken.append(path.with_name(f"{path.name}-{len(taken) + 1}"))
-    return taken[-2 if resume and len(taken) > 1 else -1]
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
@@ -259,14 +240,8 @@ def main(argv=None):
         handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
         train(args, run)
         distributed.finish()
-    except (ValueError, OSError) as error:
-        distributed.end("train.py", error)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            distributed.end("train.py", run.out_of_memory() if run else "out of memory: the model is too large")
-        if distributed.lost(error):
-            distributed.end("train.py", "another process has ended, so this one cannot go on")
-        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        distributed.end("train.py", in_a_sentence(error, run))
     finally:
         for kind, handler in handlers.items():
             signal.signal(kind, handler)
