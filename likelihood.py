@@ -3,8 +3,9 @@
 The update needs the log-probability of every token that was sampled, under the policy as it is now; the KL term needs
 the same under the base model. Prompts and completions of any lengths go in, one number per completion token comes out.
 
-Left out, with reason: packing several sequences into one row (sorted by length, as `parts` does it, little is padding,
-and packing needs an attention that knows where a sequence ends).
+Left out, with reason: packing several sequences into one row. Sorted by length, as `parts` does it, 4 % of what is run
+at 32 x 8 on tiny-gsm is padding (41 % if all were padded to the longest), and packing needs an attention that knows where
+a sequence ends.
 """
 
 import torch
