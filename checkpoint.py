@@ -39,7 +39,7 @@ def newest(folder):
     found = paths(folder)
     for path in found:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # one copy for all processes
         except Exception as error:  # a damaged zip, a damaged pickle: torch raises many kinds
             reason = str(error).strip().split("\n")[0]
             print(f"{path} cannot be read ({reason}); trying the one before", file=sys.stderr)

@@ -110,11 +110,16 @@ def end(script, message):
     if first() or not isinstance(message, Everywhere):
         sys.stderr.write(f"{script}, rank {rank()}: {message}\n")
         sys.stderr.flush()
+    sys.stdout.flush()
     os._exit(1)  # not through the collectives in which others may wait
 
 
 def finish():
     """Leave together."""
     if dist.is_initialized():
-        gather(None)
-        dist.destroy_process_group()
+        try:
+            gather(None)
+            dist.destroy_process_group()
+        except RuntimeError as error:
+            if not lost(error):  # all is done, whoever went first
+                raise

@@ -1,8 +1,9 @@
 """The optimizer: AdamW on float32 masters of the weights.
 
 A number in bfloat16 has 8 significant bits: the next one after 1 is 1.0078, and a step of 1e-6 changes nothing. So
-where the model computes in bfloat16 (a GPU), each weight has a master in float32: gradients are added up there, AdamW
-steps there, and the model's weights, from which is sampled too, are the masters rounded, after every step.
+where the model computes in bfloat16 (a GPU), each weight has a master in float32: the gradients of the micro-batches
+and of the processes are added up there, AdamW steps there, and the model's weights, from which is sampled too, are
+the masters rounded, after every step.
 With several processes each keeps the optimizer's state of a share of the weights (torch's ZeroRedundancyOptimizer;
 ZeRO, arXiv:1910.02054, stage 1).
 
@@ -60,7 +61,7 @@ class Masters:
 
 def adamw(masters, lr, weight_decay=0.01):
     """AdamW on the masters (arXiv:1711.05101), constant learning rate; its state sharded where processes are many."""
-    settings = dict(lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    settings = dict(lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, foreach=False)  # which takes a copy
     if dist.is_initialized():
         optimizer = ZeroRedundancyOptimizer(masters.weights, torch.optim.AdamW, **settings)
     else:
@@ -71,8 +72,20 @@ def adamw(masters, lr, weight_decay=0.01):
 
 def state_of(optimizer):
     """The whole state, on the first process; None on the others. All must call it."""
+    if not isinstance(optimizer, ZeroRedundancyOptimizer):
+        return optimizer.state_dict()
+    shard = optimizer.optim.state_dict()
+    shard["state"] = {i: {key: value.cpu() for key, value in row.items()} for i, row in shard["state"].items()}
+    shards = None if dist.get_rank() else [None] * dist.get_world_size()
+    dist.gather_object(shard, shards)
+    if shards is None:
+        return None
+    optimizer._all_state_dicts = shards  # its own consolidate_state_dict takes minutes for this
+    state, optimizer._all_state_dicts = optimizer.state_dict(), []
+    return state
+
+
+def load_state(optimizer, state):
+    optimizer.load_state_dict(state)
     if isinstance(optimizer, ZeroRedundancyOptimizer):
-        optimizer.consolidate_state_dict(to=0)
-        if dist.get_rank():
-            return None
-    return optimizer.state_dict()
+        optimizer.state.clear()  # a second copy of the shard, which nothing reads

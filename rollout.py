@@ -500,6 +500,8 @@ def load(name, device=None, dtype=torch.float32):
         raise ValueError(f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
                          f"the hub that can be loaded ({reason})") from None
     config = model.config.get_text_config()
+    if not hasattr(config, "num_attention_heads"):
+        raise ValueError(f"--model {name}: {type(model).__name__} has no attention, for whose keys the cache is")
     kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
     if set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None):
         raise ValueError(f"--model {name}: has layers without full attention, which the sampler has no cache for")

@@ -37,8 +37,8 @@ import rollout
 
 ROOT = Path(__file__).parent
 FREE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")  # flags that a resumed run may change
-CACHE = 0.4  # the sampler's share of a GPU's memory, next to weights and optimizer; the rest is the update's
-COUNTERS = ("round", "rollouts", "tokens", "regret", "seconds")
+CACHE = 0.4  # the sampler's share of what weights and optimizer leave of a GPU's memory; the rest is the update's
+COUNTERS = ("round", "evaluated", "rollouts", "tokens", "regret", "seconds")
 
 
 def seed_of(args, purpose, number=0):
@@ -63,8 +63,10 @@ class Run:
         self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
         self.reference = rollout.load(args.model, dtype=self.dtype)[0] if args.kl else None
         cache_tokens = args.cache_tokens
-        if self.model.device.type == "cuda" and not cache_tokens:  # gradients and AdamW's two moments are still to come
-            free = rollout.free_memory(self.model.device) - 12 * sum(w.numel() for w in self.masters.weights)
+        if self.model.device.type == "cuda" and not cache_tokens:  # to come: gradients, two moments, a copy
+            free = rollout.free_memory(self.model.device) - 16 * sum(w.numel() for w in self.masters.weights)
+            if free <= 0:
+                raise ValueError(f"--model {args.model} is too large for this GPU")
             cache_tokens = int(CACHE * free / rollout.token_bytes(self.model))
         self.ends = rollout.end_ids(self.model, self.tokenizer)
         self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=cache_tokens, compiled=args.compile)
@@ -88,9 +90,10 @@ class Run:
             print(f"{args.data} has no test set beside it (a file of the same name with test for train): it is its own "
                   "test set, which says nothing about generalization", file=sys.stderr)
         self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
+        self.evaluated = self.saved = -1  # the last round that was; -1: not even before round 1
         self.since = time.perf_counter()  # `seconds` counts from here, what stopped runs took before included
-        self.windows, self.begun, self.asked_to_stop = {}, False, False  # begun: there is a checkpoint
-        self.doing = "sampling"  # or "updating", or, from the first change of a weight on, "stepping"
+        self.windows, self.asked_to_stop = {}, False
+        self.doing = "sampling"  # "evaluating", "updating", or, from the first change of a weight on, "stepping"
         self.optimizer.register_step_pre_hook(lambda *_: setattr(self, "doing", "stepping"))
         if args.resume:
             self.resume()
@@ -116,9 +119,19 @@ class Run:
         with open(self.out / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def evaluate(self, number, final):
-        """Lines of evals.jsonl: pass@1 on train and test, one sample a query, temperature 1; pass@k if `final`."""
-        args, said = self.args, []
+    def check_resumed(self):
+        rounds = distributed.gather(self.round)
+        if len(set(rounds)) > 1:
+            raise ValueError(f"--resume: the processes found checkpoints of different rounds ({rounds}): the run's "
+                             "folder must be on a disk that all of them see")
+
+    def evaluate(self, final):
+        """Lines of evals.jsonl, unless they are there: pass@1 on train and test, one sample a query, temperature 1;
+        pass@k if `final`."""
+        if self.evaluated == self.round:
+            return
+        args, number, said = self.args, self.round, []
+        self.doing = "evaluating"
         for which, (split, queries) in enumerate((("train", self.train_set), ("test", self.test_set))):
             right, in_format, rollouts = evaluate.success(
                 self.model, self.tokenizer, queries, 1, seed=seed_of(args, 3 + which, number),
@@ -139,6 +152,7 @@ class Run:
             line = {key: None if value != value else value for key, value in line.items()}
             self.log("evals", line)
             said.append(f"{split} {value:.3f}{report.plus_minus(line['se'])}")
+        self.evaluated, self.doing = number, "sampling"
         tqdm.write(f"round {number:>4}: pass@1 " + ", ".join(said))
 
     def base(self):
@@ -160,10 +174,15 @@ class Run:
     def out_of_memory(self):
         """A sentence on what to lower, and to what. The rounds so far are saved, unless a step was half taken."""
         args, held = self.args, rollout.ENGINES.pop(self.model, None)
-        longest = args.max_prompt_tokens + args.max_new_tokens
-        if self.doing == "sampling":
-            tokens = args.cache_tokens or (held.rows * held.width if held else 128 * longest)
-            advice = f"sampling had no room: give --cache-tokens {max(longest, tokens // 2)}"
+        longest = -(-(args.max_prompt_tokens + args.max_new_tokens + 16) // 128) * 128  # as the sampler rounds it
+        tokens = self.sampling["cache_tokens"] or (held.rows * held.width if held else 128 * longest)
+        cache = f"--cache-tokens {max(longest, tokens // 2)}"
+        if self.doing == "stepping":
+            advice = f"the optimizer's step had no room: give {cache}, or take a smaller model"
+        elif self.doing == "evaluating":
+            advice = f"an evaluation had no room: give {cache}, or lower --micro-tokens to {args.micro_tokens // 2}"
+        elif self.doing == "sampling":
+            advice = f"sampling had no room: give {cache}"
         elif args.micro_tokens >= 2 * longest:
             advice = f"the update had no room: lower --micro-tokens from {args.micro_tokens} to " \
                      f"{args.micro_tokens // 2}"
@@ -174,18 +193,20 @@ class Run:
                      f"{args.max_new_tokens // 2}, or take a smaller model"
         for parameter in self.masters.weights:
             parameter.grad = None
-        if distributed.world() == 1 and self.begun and self.doing != "stepping":
+        if distributed.world() == 1 and self.evaluated >= 0 and self.doing != "stepping":
             self.save()
-        return f"out of memory: {advice}" + (f"; then --resume --out {self.out} goes on" if self.begun else "")
+        return f"out of memory: {advice}" + (f"; then --resume --out {self.out} goes on" if self.saved >= 0 else "")
 
     def save(self):
+        if self.saved == self.round:
+            return
         now = time.perf_counter()
         self.seconds, self.since = self.seconds + now - self.since, now
         state = {"model": self.masters.state_dict(), "optimizer": optimizer.state_of(self.optimizer),
                  "windows": self.windows, **{key: getattr(self, key) for key in COUNTERS}}
         if distributed.first():
             checkpoint.save(self.out, self.round, state)
-        self.begun = True
+        self.saved = self.round
         distributed.gather(None)  # nobody goes on, or ends, before it is written
 
     def resume(self):
@@ -197,15 +218,15 @@ class Run:
             if key not in ("rounds", *FREE) and before.get(key) != value:
                 raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
                                  f"not {value}")
-        kept = -1  # without a checkpoint not even the evaluation before round 1
         if state := checkpoint.newest(self.out):
             self.masters.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.windows, self.begun = state["windows"], True
+            optimizer.load_state(self.optimizer, state["optimizer"])
+            self.windows = state["windows"]
             for key in COUNTERS:
                 setattr(self, key, state[key])
-            kept = self.round
-        for name in ("metrics", "evals"):  # rounds after the checkpoint are run again, so their lines go
+            self.saved = self.round
+        # rounds after the checkpoint are run again, so their lines go
+        for name, kept in (("metrics", self.round), ("evals", self.evaluated)):
             lines = [line for line in report.read_lines(self.out / f"{name}.jsonl") if line["round"] <= kept]
             if distributed.first():
                 write(self.out / f"{name}.jsonl", lines, lines=True)
@@ -273,7 +294,8 @@ def in_a_sentence(error, run):
     """What to tell a user of an error in a run, whose own (None if it came before) says more; others are raised."""
     if isinstance(error, (ValueError, OSError)):
         return error
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, torch.OutOfMemoryError) or any(
+            words in str(error) for words in ("can't allocate memory", "STATUS_ALLOC_FAILED")):
         return run.out_of_memory() if run else "out of memory: the model is too large"
     if distributed.lost(error):
         return "another process has ended, so this one cannot go on"

@@ -63,7 +63,7 @@ def parse(argv=None):
          "(default: %(default)s, the paper's)")
     flag("--max-new-tokens", type=count, help=f"completions are cut here {by_size['max_new_tokens']}")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory: tokens in its cache at a time; changes "
-         "results by rounding only (default: what half of the free memory holds)")
+         "results by rounding only (default: half of what is free; on a GPU 0.4 of what weights and optimizer leave)")
     flag("--compile", action="store_true", help="torch.compile the sampler's step: pays on a GPU, in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
@@ -134,13 +134,23 @@ def train(args, run):
     model, tokenizer = run.model, run.tokenizer
     train_set, prompts = run.train_set, data.encode(run.tokenizer, run.train_set)
     extra = args.baseline_rollouts
-    if not run.begun:
-        run.evaluate(0, final=True)
-        run.save()
     bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None if distributed.first() else True,
                dynamic_ncols=True)
     smooth = None
-    while run.round < args.rounds:
+    while True:
+        last = run.round == args.rounds
+        if run.round in (0, args.rounds) or args.eval_every and run.round % args.eval_every == 0:
+            run.evaluate(final=last or run.round == 0)
+        stop = any(distributed.gather(run.asked_to_stop))  # the processes hear of it in different rounds
+        if last or stop or run.round % args.save_every == 0:
+            run.save()
+        if last:
+            break
+        if stop:
+            bar.close()
+            raise distributed.Everywhere(f"stopped after round {run.round}; go on with the same flags and --resume "
+                                         f"--out {args.out}")
+
         # 1. queries: a fresh permutation each epoch, the last partial batch dropped
         clock = [time.perf_counter()]
         per_epoch = len(train_set) // args.batch_size
@@ -169,9 +179,9 @@ def train(args, run):
         clock.append(time.perf_counter())
 
         # 4. advantages
-        windows = None
+        windows, remembered = None, dict(run.windows)
         if args.window:
-            windows = bandit.remember(run.windows, [q.prompt for q in queries], rewards, args.window)
+            windows = bandit.remember(remembered, [q.prompt for q in queries], rewards, args.window)
         pulls = bandit.Pulls(rewards, pay(right_greedy) if greedy else None, windows)
         advantage = bandit.advantages(args.advantage, pulls, args.rollouts).reshape(-1)
 
@@ -185,7 +195,7 @@ def train(args, run):
             kl_estimator=args.kl_estimator, reference=run.reference, max_grad_norm=args.max_grad_norm,
             micro_tokens=args.micro_tokens, sampled=[rollouts[i].logprobs for i in trained],
             correct=args.correct_sampler, processes=distributed)
-        run.doing = "sampling"
+        run.doing, run.windows = "sampling", remembered
         clock.append(time.perf_counter())
 
         reward = rewards.mean().item()
@@ -215,17 +225,6 @@ def train(args, run):
         smooth = reward if smooth is None else 0.95 * smooth + 0.05 * reward
         bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)
         bar.update()
-
-        last = run.round == args.rounds
-        stop = any(distributed.gather(run.asked_to_stop))  # the processes hear of it in different rounds
-        if last or args.eval_every and run.round % args.eval_every == 0:
-            run.evaluate(run.round, final=last)
-        if last or stop or run.round % args.save_every == 0:
-            run.save()
-        if stop and not last:
-            bar.close()
-            raise distributed.Everywhere(f"stopped after round {run.round}; go on with the same flags and --resume "
-                                         f"--out {args.out}")
     bar.close()
     run.finish()
 
@@ -237,6 +236,7 @@ def main(argv=None):
     try:
         args.out = distributed.gather(args.out)[0]  # the first process may have made its folder already
         run = distributed.agree(Run, args)
+        distributed.agree(run.check_resumed)
         handlers = {kind: signal.signal(kind, run.ask_to_stop) for kind in (signal.SIGINT, signal.SIGTERM)}
         train(args, run)
         distributed.finish()

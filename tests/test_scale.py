@@ -182,27 +182,36 @@ def test_gradient_checkpointing_changes_memory_only(micro, coin, monkeypatch):
     assert torch.allclose(*weights, atol=1e-6)
 
 
-def test_out_of_memory_says_what_to_lower_and_loses_nothing(micro, coin, monkeypatch):
-    whole = micro("whole", "--micro-tokens", "2048")
-    for name, owner, word in (("update", train.bandit, "lower --micro-tokens from 2048 to 1024"),
-                              ("sample", train.distributed, "give --cache-tokens")):
-        real, calls = getattr(owner, name), []
+@pytest.mark.parametrize("place, call, word", [
+    ("update", 4, "lower --micro-tokens from 4096 to 2048"),
+    ("sample", 9, "sampling had no room: give --cache-tokens"),
+    ("distance", 2, "an evaluation had no room: give --cache-tokens"),
+    ("distance", 3, "an evaluation had no room"),  # after the last round
+])
+def test_out_of_memory_says_what_to_lower_and_loses_nothing(micro, coin, monkeypatch, place, call, word):
+    """With rewards in windows and an odd evaluation: what the round or the evaluation had begun is done once."""
+    flags = ["--save-every", "100", "--micro-tokens", "4096", "--advantage", "window", "--window", "8"]
+    whole = micro("whole", *flags)
+    owner = {"update": train.bandit, "sample": train.distributed, "distance": train.Run}[place]
+    real, calls = getattr(owner, place), []
 
-        def full(*args, real=real, calls=calls, **kwargs):
-            calls.append(1)
-            if len(calls) == (4 if real.__name__ == "update" else 9):
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return real(*args, **kwargs)
+    def full(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, full)
-        with pytest.raises(SystemExit, match=word) as stop:
-            micro(name, "--save-every", "100", "--micro-tokens", "2048")
-        assert "--resume" in stop.value.code and len(stop.value.code.splitlines()) == 1
-        monkeypatch.setattr(owner, name, real)
-        assert int(checkpoints.paths(whole.parent / name)[0].stem[6:]) > 1  # not the one of the beginning
-        resumed = micro(name, "--save-every", "100", "--micro-tokens", "1024", "--resume")
-        assert [m["reward"] for m in report.read_lines(resumed / "metrics.jsonl")] == [
-            m["reward"] for m in report.read_lines(whole / "metrics.jsonl")]
+    monkeypatch.setattr(owner, place, full)
+    with pytest.raises(SystemExit, match=word) as stop:
+        micro("part", *flags)
+    assert "--resume" in stop.value.code and len(stop.value.code.splitlines()) == 1
+    monkeypatch.setattr(owner, place, real)
+    assert int(checkpoints.paths(whole.parent / "part")[0].stem[6:]) > 1  # not the one of the beginning
+    resumed = micro("part", *flags[:3], "2048", *flags[4:], "--resume")
+    for name in ("metrics", "evals"):
+        one, two = ([{k: v for k, v in line.items() if "second" not in k}
+                     for line in report.read_lines(folder / f"{name}.jsonl")] for folder in (whole, resumed))
+        assert one == two
 
 
 # --- the KL's reference -----------------------------------------------------------------------------------------
