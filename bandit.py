@@ -65,12 +65,10 @@ def mixed_groups(pulls):
 
 def window(pulls):
     """Equation (6) with the statistics of each query's window in the group's place, [B, n + m]."""
-    rows = []
-    for rewards, history in zip(pulls.rewards, pulls.windows, strict=True):
-        history = torch.tensor(history, dtype=rewards.dtype)
-        alone = len(history) == 1  # nothing to compare with yet: the raw reward
-        rows.append(rewards if alone else standardized(rewards, history))
-    return torch.stack(rows)
+    rows = [(rewards, torch.tensor(history, dtype=rewards.dtype))
+            for rewards, history in zip(pulls.rewards, pulls.windows, strict=True)]
+    return torch.stack([standardized(rewards, history) if len(history) > 1 else rewards  # alone: the raw reward
+                        for rewards, history in rows])
 
 
 def window_mean(pulls):
@@ -123,12 +121,10 @@ def advantages(name, pulls, n):
 def check(name, batch, n, extra=0, window=0, right=1.0, wrong=0.0):
     """Raise ValueError, in one sentence, for a setting that cannot mean what it says."""
     needs = ADVANTAGES[name].needs
-    if needs == "group" and n + extra < 2:
-        raise ValueError(f"--advantage {name} compares the rollouts of one query and there is only one: give "
-                         "--rollouts or --baseline-rollouts, or write --advantage reward")
-    if needs == "batch" and batch * n < 2:
-        raise ValueError(f"--advantage {name} compares the rollouts of a batch and there is only one: write "
-                         "--advantage reward")
+    if needs == "group" and n + extra < 2 or needs == "batch" and batch * n < 2:
+        whose = "one query" if needs == "group" else "a batch"
+        raise ValueError(f"--advantage {name} compares the rollouts of {whose} and there is only one: give more, or "
+                         "write --advantage reward")
     if extra and needs != "group":
         raise ValueError(f"--baseline-rollouts {extra} would be sampled for nothing: --advantage {name} has no "
                          "statistics of the group")
@@ -192,7 +188,6 @@ def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, 
 
 # --- 3. the update of a language model --------------------------------------------------------------------------
 
-
 CAP = 2.0  # of the weight by which --correct-sampler corrects
 ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda value: [value])  # see distributed.py
 
@@ -205,24 +200,21 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
     prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;
     reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they
     have no gradient, so they are not run; their tokens stay in the denominator.
-    sampled: N lists, the log-probabilities that the sampler gave; correct: weigh each token by how much likelier it
-    is here than there, at most CAP (truncated importance sampling, Ionides 2008).
-    processes: where there are several, which of the rows this one runs (share), the sum of tensors over all of them
-    (add_up) and the values of all (gather); each is given the whole round.
+    sampled: N lists, the sampler's log-probabilities; correct: weigh each token by how much likelier it is here than
+    there, at most CAP (truncated importance sampling, Ionides 2008). processes: where there are several, each is given
+    the whole round, and these say which rows are its own (share) and bring sums and values together (add_up, gather).
     Returns the loss (mean of the epochs), the norms of the gradient (before clipping) and of the step, both of the
-    last epoch; of the tokens that were run, before the first step, the mean k3 of KL(pi||ref) and the mean and the
-    largest gap between the sampler's log-probability and this one. Raises ValueError if the gradient is not finite.
+    last epoch; of the tokens run before the first step the mean k3 of KL(pi||ref), and the mean and the largest gap to
+    the sampler's log-probability. Raises ValueError if the gradient is not finite.
     """
     lengths = torch.tensor([len(c) for c in completions])
     weights = LOSS_MEANS[loss_mean](lengths, longest)
     used = [i for i in range(len(completions)) if kl or advantage[i] != 0]
     used = processes.share(sorted(used, key=lambda i: len(prompts[i]) + len(completions[i])))
-    groups = [[used[j] for j in part] for part in
-              parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
+    groups = [[used[j] for j in p] for p in parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     old, base, ratio = {}, {}, {}
-    sums = torch.zeros(4, dtype=torch.float64)  # of the loss, the KL, the gaps, and the tokens that were run
-    largest = 0.0
+    sums, largest = torch.zeros(4, dtype=torch.float64), 0.0  # of the loss, the KL, the gaps, the tokens run; a gap
     for epoch in range(epochs):
         for p in parameters:  # zeros, not None: a round without any gradient still steps (momentum, weight decay)
             p.grad = torch.zeros_like(p)
@@ -242,9 +234,9 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
                     largest = max(largest, gap.abs().max().item())
                     if correct:
                         ratio[k] = gap.exp().clamp(max=CAP)
-            value = loss(logprobs, old[k], advantage[spread].to(logprobs),
-                         weights[spread].to(logprobs) * ratio.get(k, 1), clip_low, clip_high, kl, kl_estimator,
-                         base.get(k))
+            weight = weights[spread].to(logprobs) * ratio.get(k, 1)
+            value = loss(logprobs, old[k], advantage[spread].to(logprobs), weight, clip_low, clip_high, kl,
+                         kl_estimator, base.get(k))
             value.backward()
             sums[0] += value.item() / epochs
         processes.add_up([p.grad for p in parameters])

@@ -148,8 +148,7 @@ def train(args, run):
             break
         if stop:
             bar.close()
-            raise distributed.Everywhere(f"stopped after round {run.round}; go on with the same flags and --resume "
-                                         f"--out {args.out}")
+            raise distributed.Everywhere(f"stopped after round {run.round}; --resume --out {args.out} goes on")
 
         # 1. queries: a fresh permutation each epoch, the last partial batch dropped
         clock = [time.perf_counter()]
