@@ -51,44 +51,8 @@ class Run:
 
     def __init__(self, args):
         self.args, self.out = args, args.out
-        self.model, self.tokenizer = rollout.load(args.model)
-        rollout.use_threads(self.model, args.threads)
-        likelihood.check_head(self.model)
-        if args.gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-            for module in self.model.modules():  # it is for layers in training, which switches nothing else on here
-                module.training = isinstance(module, GradientCheckpointingLayer)
-        self.dtype = getattr(torch, args.dtype) if args.dtype else rollout.compute_dtype()
-        self.masters = optimizer.Masters(self.model, self.dtype)
-        self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
-        self.reference = rollout.load(args.model, dtype=self.dtype)[0] if args.kl else None
-        cache_tokens = args.cache_tokens
-        if self.model.device.type == "cuda" and not cache_tokens:  # to come: gradients, two moments, a copy
-            free = rollout.free_memory(self.model.device) - 16 * sum(w.numel() for w in self.masters.weights)
-            if free <= 0:
-                raise ValueError(f"--model {args.model} is too large for this GPU")
-            cache_tokens = int(CACHE * free / rollout.token_bytes(self.model))
-        self.ends = rollout.end_ids(self.model, self.tokenizer)
-        self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=cache_tokens, compiled=args.compile)
-        train_set, test_set = (
-            data.within(self.tokenizer, data.load(args.data, split), args.max_prompt_tokens, f"{args.data}, {split}")
-            for split in ("train", "test"))
-        if args.levels:
-            train_set = [query for query in train_set if query.level in args.levels]
-            if not train_set:
-                raise ValueError(f"--levels {' '.join(map(str, args.levels))}: no query of {args.data} is of these")
-        if args.queries and args.queries > len(train_set):
-            raise ValueError(f"--queries {args.queries} is more than the {len(train_set)} queries there are")
-        if args.queries:
-            chosen = np.random.default_rng([args.seed, 0]).permutation(len(train_set))[:args.queries]
-            train_set = [train_set[i] for i in sorted(chosen)]
-        if args.batch_size > len(train_set):
-            raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train_set)} queries of the train "
-                             "set")
-        self.train_set, self.test_set = train_set, test_set
-        if args.data not in data.HUB and data.find_file(args.data, "test") == data.find_file(args.data, "train"):
-            print(f"{args.data} has no test set beside it (a file of the same name with test for train): it is its own "
-                  "test set, which says nothing about generalization", file=sys.stderr)
+        self.load_model()
+        self.load_queries()
         self.round = self.rollouts = self.tokens = self.regret = self.seconds = 0
         self.evaluated = self.saved = -1  # the last round that was; -1: not even before round 1
         self.since = time.perf_counter()  # `seconds` counts from here, what stopped runs took before included
@@ -106,6 +70,52 @@ class Run:
                                              "processes": distributed.world()})
         print(f"{args.model} on {args.data}: {len(self.train_set)} train and {len(self.test_set)} test queries, "
               f"{args.rounds} rounds of {args.batch_size} x {args.rollouts} rollouts; the run is in {self.out}")
+
+    def load_model(self):
+        """The policy, its masters and optimizer, the reference if there is a KL, and what sampling is told."""
+        args = self.args
+        self.model, self.tokenizer = rollout.load(args.model)
+        rollout.use_threads(self.model, args.threads)
+        likelihood.check_head(self.model)
+        if args.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            for module in self.model.modules():  # it is for layers in training, which switches nothing else on here
+                module.training = isinstance(module, GradientCheckpointingLayer)
+        self.dtype = getattr(torch, args.dtype) if args.dtype else rollout.compute_dtype()
+        self.masters = optimizer.Masters(self.model, self.dtype)
+        self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
+        self.reference = rollout.load(args.model, dtype=self.dtype)[0] if args.kl else None
+        self.ends = rollout.end_ids(self.model, self.tokenizer)
+        cache_tokens = args.cache_tokens
+        if self.model.device.type == "cuda" and not cache_tokens:  # to come: gradients, two moments, a copy
+            free = rollout.free_memory(self.model.device) - 16 * sum(w.numel() for w in self.masters.weights)
+            if free <= 0:
+                raise ValueError(f"--model {args.model} is too large for this GPU")
+            cache_tokens = int(CACHE * free / rollout.token_bytes(self.model))
+        self.sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=cache_tokens, compiled=args.compile)
+
+    def load_queries(self):
+        """The train set, of the levels and the number asked for, and the test set."""
+        args = self.args
+        train_set, self.test_set = (
+            data.within(self.tokenizer, data.load(args.data, split), args.max_prompt_tokens, f"{args.data}, {split}")
+            for split in ("train", "test"))
+        if args.levels:
+            train_set = [query for query in train_set if query.level in args.levels]
+            if not train_set:
+                raise ValueError(f"--levels {' '.join(map(str, args.levels))}: no query of {args.data} is of these")
+        if args.queries and args.queries > len(train_set):
+            raise ValueError(f"--queries {args.queries} is more than the {len(train_set)} queries there are")
+        if args.queries:
+            chosen = np.random.default_rng([args.seed, 0]).permutation(len(train_set))[:args.queries]
+            train_set = [train_set[i] for i in sorted(chosen)]
+        if args.batch_size > len(train_set):
+            raise ValueError(f"--batch-size {args.batch_size} is more than the {len(train_set)} queries of the train "
+                             "set")
+        self.train_set = train_set
+        if args.data not in data.HUB and data.find_file(args.data, "test") == data.find_file(args.data, "train"):
+            print(f"{args.data} has no test set beside it (a file of the same name with test for train): it is its own "
+                  "test set, which says nothing about generalization", file=sys.stderr)
 
     def ask_to_stop(self, *_):
         if self.asked_to_stop and distributed.world() == 1:
