@@ -3,8 +3,9 @@
     python tabular.py       # these functions on a tabular bandit whose optimum is known: theory beside practice
 
 Reinforcement fine-tuning as a batched contextual bandit (arXiv:2601.22532): a query is a context, a whole completion
-an arm, its verdict the reward. One round pulls n arms for each of B contexts and takes one step along
-    grad J = E[A * grad log pi(completion | query)],    log pi(completion) = sum of the log pi of its tokens.
+an arm, its verdict the reward. One round pulls n arms for each of B contexts and takes one AdamW step on an estimate of
+    E[A * grad log pi(completion | query)],    log pi(completion) = sum of the log pi of its tokens,
+which is the gradient of the expected reward for A = R.
 Every design choice is one line of a table below: ADVANTAGES (what A is), LOSS_MEANS (how tokens are averaged),
 KL_ESTIMATORS (how far from the base model the policy is).
 
@@ -34,21 +35,23 @@ class Pulls(NamedTuple):
 
 
 def centered(rewards, sample=None):
-    """rewards - mean of the sample (default: themselves), along the last axis; of a group, the left of equation (5) of
-    the README. Where the sample has no spread it is exactly 0: the rounding of a mean of 0.1s, divided by a std of 0
-    and epsilon, would be an advantage."""
+    """rewards [..., n] - mean of the sample [..., k] (default: themselves): of a group, the left of equation (5) of the
+    README (Dr. GRPO, arXiv:2503.20783). Exactly 0 where the sample has no spread: the rounding of a mean of 0.1s,
+    divided by a std of 0 and epsilon, would be an advantage."""
     sample = rewards if sample is None else sample
     spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
     return torch.where(spread, rewards - sample.mean(-1, keepdim=True), 0.0)
 
 
 def standardized(rewards, sample=None):
-    """(rewards - mean) / (std + eps) of the sample, equation (6); the std is the sample's, divided by n - 1."""
+    """(rewards [..., n] - mean) / (std + eps) of the sample [..., k], equation (6) (GRPO, arXiv:2402.03300); the std
+    is divided by k - 1."""
     sample = rewards if sample is None else sample
     return centered(rewards, sample) / (sample.std(-1, keepdim=True) + EPSILON)
 
 
 def over_batch(transform, rewards):
+    """The transform of all rewards [B, n + m] at once."""
     return transform(rewards.reshape(-1)).view_as(rewards)
 
 
@@ -59,6 +62,7 @@ def rloo(pulls):
 
 
 def mixed_groups(pulls):
+    """[B, 1] of bool: whether a query has right and wrong rollouts."""
     right = pulls.rewards == pulls.rewards.max()
     return right.any(dim=1, keepdim=True) & ~right.all(dim=1, keepdim=True)
 
@@ -72,6 +76,7 @@ def window(pulls):
 
 
 def window_mean(pulls):
+    """The mean of each query's window, [B, n + m]."""
     means = torch.tensor([sum(history) / len(history) for history in pulls.windows])
     return means[:, None].expand_as(pulls.rewards)
 
@@ -155,28 +160,29 @@ def remember(windows, prompts, rewards, size):
 # --- 2. the loss ------------------------------------------------------------------------------------------------
 
 LOSS_MEANS = {  # equation (8): weight of each token of a completion, [N], from the lengths [N] of all N of the round
-    # one mean over all tokens: long completions weigh more (DAPO, arXiv:2503.14476; the paper's)
+    # one mean over all tokens: a long completion weighs more than a short one (DAPO, arXiv:2503.14476; the paper's)
     "token": lambda lengths, longest: torch.full((len(lengths),), 1 / lengths.sum().item()),
-    # the mean over sequences of the mean within each: a token of a long completion weighs less (GRPO)
+    # the mean over completions of the mean within each: all completions weigh alike (GRPO)
     "sequence": lambda lengths, longest: 1 / (len(lengths) * lengths.float()),
-    # a sum over a constant: the only one of the three whose gradient is that of the objective (Dr. GRPO)
+    # a sum over a constant: the only one whose gradient is that of the objective, up to a factor (Dr. GRPO)
     "constant": lambda lengths, longest: torch.full((len(lengths),), 1 / (len(lengths) * longest)),
 }
 
 KL_ESTIMATORS = {  # equation (9), of d = log pi - log pi_ref, for samples of pi (Schulman's note; arXiv:2510.01555)
-    "k1": lambda d: d,  # unbiased for KL(pi||ref) as a number; as a loss its expected gradient is zero
-    "k2": lambda d: d**2 / 2,  # as a loss of the whole completion: the gradient of KL(pi||ref)
-    "k3": lambda d: torch.exp(-d) + d - 1,  # unbiased and never negative; as a loss: the gradient of KL(ref||pi)
+    # as a loss, of a whole completion or of a token whose prefix is held fixed, the expected gradient is
+    "k1": lambda d: d,  # zero (as a number it is unbiased for KL(pi||ref))
+    "k2": lambda d: d**2 / 2,  # that of KL(pi||ref)
+    "k3": lambda d: torch.exp(-d) + d - 1,  # that of KL(ref||pi) (as a number it is unbiased and never negative)
 }
 
 
 def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None):
-    """Equation (7), the scalar to descend; every argument but the last five is [tokens], all completions in one line.
+    """Equation (7), the scalar to descend; the tensors are [tokens], all completions in one line, the rest numbers.
 
     logprobs: of the policy, with gradient; old: of the policy that sampled, without; reference: of the base model.
     weight: from LOSS_MEANS, so that the losses of parts of a round add up to the loss of the whole.
-    The value says nothing about learning: with one step a round the ratio is 1 and the value is -A, but its gradient
-    is -A * grad log pi, the policy gradient.
+    The value says nothing about learning: at one step a round the ratio is 1 and the value, but for a KL, the sum of
+    -weight * A; its gradient is that of -weight * A * log pi. The clip is PPO's (arXiv:1707.06347).
     """
     ratio = torch.exp(logprobs - old)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)  # binds only after the first of several steps a round
@@ -188,7 +194,7 @@ def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, 
 
 # --- 3. the update of a language model --------------------------------------------------------------------------
 
-CAP = 2.0  # of the weight by which --correct-sampler corrects
+MAX_CORRECTION = 2.0  # of --correct-sampler
 ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda value: [value])  # see distributed.py
 
 
@@ -201,7 +207,7 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
     reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they
     have no gradient, so they are not run; their tokens stay in the denominator.
     sampled: N lists, the sampler's log-probabilities; correct: weigh each token by how much likelier it is here than
-    there, at most CAP (truncated importance sampling, Ionides 2008). processes: where there are several, each is given
+    there, up to a cap (truncated importance sampling, Ionides 2008). processes: where there are several, each is given
     the whole round, and these say which rows are its own (share) and bring sums and values together (add_up, gather).
     Returns the loss (mean of the epochs), the norms of the gradient (before clipping) and of the step, both of the
     last epoch; of the tokens run before the first step the mean k3 of KL(pi||ref), and the mean and the largest gap to
@@ -211,17 +217,18 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
     weights = LOSS_MEANS[loss_mean](lengths, longest)
     used = [i for i in range(len(completions)) if kl or advantage[i] != 0]
     used = processes.share(sorted(used, key=lambda i: len(prompts[i]) + len(completions[i])))
-    groups = [[used[j] for j in p] for p in parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
+    micro_batches = [[used[j] for j in part] for part in
+                     parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    old, base, ratio = {}, {}, {}
+    old, base, correction = {}, {}, {}
     sums, largest = torch.zeros(4, dtype=torch.float64), 0.0  # of the loss, the KL, the gaps, the tokens run; a gap
     for epoch in range(epochs):
         for p in parameters:  # zeros, not None: a round without any gradient still steps (momentum, weight decay)
             p.grad = torch.zeros_like(p)
-        for k, rows in enumerate(groups):
+        for k, rows in enumerate(micro_batches):
             texts = [prompts[i] for i in rows], [completions[i] for i in rows]
             logprobs = completion_logprobs(model, *texts, temperature)
-            spread = torch.tensor(rows).repeat_interleave(lengths[rows])  # the completion of each token
+            owner = torch.tensor(rows).repeat_interleave(lengths[rows])  # the completion of each token
             if epoch == 0:
                 old[k] = logprobs.detach()  # nothing has moved yet: this is the policy that sampled
                 if kl:
@@ -233,9 +240,9 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
                     sums[2:] += torch.tensor([gap.abs().sum().item(), len(gap)])
                     largest = max(largest, gap.abs().max().item())
                     if correct:
-                        ratio[k] = gap.exp().clamp(max=CAP)
-            weight = weights[spread].to(logprobs) * ratio.get(k, 1)
-            value = loss(logprobs, old[k], advantage[spread].to(logprobs), weight, clip_low, clip_high, kl,
+                        correction[k] = gap.exp().clamp(max=MAX_CORRECTION)
+            weight = weights[owner].to(logprobs) * correction.get(k, 1)
+            value = loss(logprobs, old[k], advantage[owner].to(logprobs), weight, clip_low, clip_high, kl,
                          kl_estimator, base.get(k))
             value.backward()
             sums[0] += value.item() / epochs
@@ -247,8 +254,8 @@ def update(model, optimizer, prompts, completions, advantage, *, loss_mean="toke
         optimizer.step()
         step = torch.stack([(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
     optimizer.zero_grad()
-    total, kl_sum, gaps, run = sum(processes.gather(sums)).tolist()
+    total, kl_sum, gaps, tokens = sum(processes.gather(sums)).tolist()
     largest = max(processes.gather(largest))
     return {"loss": total, "grad_norm": norm.item(), "update_norm": step.item(),
             "kl": kl_sum / lengths.sum().item() if kl else None,
-            "gap": gaps / run if run else None, "largest_gap": largest if run else None}
+            "gap": gaps / tokens if tokens else None, "largest_gap": largest if tokens else None}

@@ -30,7 +30,7 @@ def start():
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     else:
         dist.init_process_group("gloo")
-    if not first():
+    if not is_first():
         sys.stdout = SILENCE  # one process speaks
 
 
@@ -42,7 +42,7 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first():
+def is_first():
     """Whether this is the process that writes and speaks."""
     return rank() == 0
 
@@ -87,7 +87,7 @@ class Everywhere(ValueError):
 def agree(function, *args):
     """function(*args) in every process; if one of them raises ValueError or OSError, all raise Everywhere."""
     result = problem = None
-    with contextlib.nullcontext() if first() else contextlib.redirect_stderr(SILENCE):
+    with contextlib.nullcontext() if is_first() else contextlib.redirect_stderr(SILENCE):
         try:
             result = function(*args)
         except (ValueError, OSError) as error:
@@ -107,7 +107,7 @@ def end(script, message):
     """End with a message, which every process knows of if it is Everywhere; torchrun then ends the other processes."""
     if world() == 1:
         sys.exit(f"{script}: {message}")
-    if first() or not isinstance(message, Everywhere):
+    if is_first() or not isinstance(message, Everywhere):
         sys.stderr.write(f"{script}, rank {rank()}: {message}\n")
         sys.stderr.flush()
     sys.stdout.flush()

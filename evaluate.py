@@ -73,7 +73,7 @@ def success(model, tokenizer, queries, samples, *, temperature=1.0, seed=0, prog
     are several processes each samples a part, and all get the whole.
     """
     with tqdm(total=len(queries) * samples, desc=progress, leave=False,
-              disable=None if progress and distributed.first() else True) as bar:
+              disable=None if progress and distributed.is_first() else True) as bar:
         rollouts = distributed.sample(model, data.encode(tokenizer, queries), samples, temperature=temperature,
                                       seed=seed, end_ids=rollout.end_ids(model, tokenizer), progress=bar.update,
                                       **sampling)

@@ -15,8 +15,8 @@ HEAD_NUMBERS = 2**26  # logits held at a time: 256 MB in float32
 
 
 def completion_logprobs(model, prompts, completions, temperature=1.0):
-    """Log-probability of every completion token, [tokens], row after row, the end-of-sequence token included: the
-    terms of equation (3) of the README.
+    """Log-probability of every completion token, the end-of-sequence token included: the terms of equation (3) of the
+    README. prompts, completions: lists of lists of token ids; returns [tokens], one completion after the other.
 
     Rows are padded on the right only: with causal attention no real token ever sees the padding, positions count
     from 0 by themselves, and the padding is never picked below, whatever its id.

@@ -21,9 +21,9 @@ class Masters:
 
     def __init__(self, model, dtype=torch.float32):
         self.names, self.followers = zip(*model.named_parameters(), strict=True)  # tied weights come once
-        self.own = model.dtype == dtype
+        self.same_dtype = model.dtype == dtype
         self.weights = self.followers
-        if self.own:
+        if self.same_dtype:
             return
         self.weights = tuple(torch.nn.Parameter(p.detach().clone()) for p in self.followers)
         for master, follower in zip(self.weights, self.followers, strict=True):
@@ -41,7 +41,7 @@ class Masters:
     @torch.no_grad()
     def follow(self, *_):
         """The model's weights are the masters, rounded."""
-        if not self.own:
+        if not self.same_dtype:
             torch._foreach_copy_(list(self.followers), list(self.weights))
 
     def state_dict(self):

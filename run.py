@@ -36,7 +36,7 @@ import report
 import rollout
 
 ROOT = Path(__file__).parent
-FREE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")  # flags that a resumed run may change
+MAY_CHANGE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")  # when a run is resumed
 CACHE = 0.4  # the sampler's share of what weights and optimizer leave of a GPU's memory; the rest is the update's
 COUNTERS = ("round", "evaluated", "rollouts", "tokens", "regret", "seconds")
 
@@ -61,9 +61,9 @@ class Run:
         self.optimizer.register_step_pre_hook(lambda *_: setattr(self, "doing", "stepping"))
         if args.resume:
             self.resume()
-        elif distributed.first() and ((self.out / "config.json").exists() or checkpoint.paths(self.out)):
+        elif distributed.is_first() and ((self.out / "config.json").exists() or checkpoint.paths(self.out)):
             raise ValueError(f"--out {self.out} holds a run already: add --resume to go on with it, or name another")
-        if distributed.first():
+        if distributed.is_first():
             self.out.mkdir(parents=True, exist_ok=True)
             write(self.out / "config.json", {**flags(args), "torch": torch.__version__, "transformers":
                                              transformers.__version__, "commit": commit(),
@@ -124,7 +124,7 @@ class Run:
         print("\nstopping after this round ...", file=sys.stderr)
 
     def log(self, name, line):
-        if not distributed.first():
+        if not distributed.is_first():
             return
         with open(self.out / f"{name}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -135,9 +135,9 @@ class Run:
             raise ValueError(f"--resume: the processes found checkpoints of different rounds ({rounds}): the run's "
                              "folder must be on a disk that all of them see")
 
-    def evaluate(self, final):
+    def evaluate(self, with_pass_at_k):
         """Lines of evals.jsonl, unless they are there: pass@1 on train and test, one sample a query, temperature 1;
-        pass@k if `final`."""
+        pass@k if asked for."""
         if self.evaluated == self.round:
             return
         args, number, said = self.args, self.round, []
@@ -149,14 +149,14 @@ class Run:
             value, se = evaluate.mean_and_se(right[:, 0])
             line = {"round": number, "split": split, "pass@1": value, "se": se, "in_format": in_format.mean(),
                     "length": np.mean([len(r.tokens) for r in rollouts]), "cut": np.mean([r.cut for r in rollouts])}
-            if split == "test" and final and args.eval_samples > 1:
+            if split == "test" and with_pass_at_k and args.eval_samples > 1:
                 k = args.eval_samples
                 some = queries[:args.eval_queries]
                 right_k, _, _ = evaluate.success(self.model, self.tokenizer, some, k, seed=seed_of(args, 5, number),
                                                  progress=f"pass@{k}, test", **self.sampling)
                 line[f"pass@{k}"], line[f"pass@{k}_se"] = evaluate.mean_and_se(
                     [evaluate.pass_at_k(k, int(c), k) for c in right_k.sum(axis=1)])
-            if split == "test" and distributed.first():
+            if split == "test" and distributed.is_first():
                 line["kl"] = self.distance(queries[:64], rollouts[:64]) if number else 0.0
             line["right"] = right[:, 0].astype(int).tolist()
             line = {key: None if value != value else value for key, value in line.items()}
@@ -176,9 +176,11 @@ class Run:
         prompts, completions = data.encode(self.tokenizer, queries), [r.tokens for r in rollouts]
         gaps = []
         for rows in likelihood.parts([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)],
-                                 self.args.micro_tokens):
-            texts = [prompts[i] for i in rows], [completions[i] for i in rows]
-            gaps.append(likelihood.completion_logprobs(self.model, *texts) - bandit.completion_logprobs(base, *texts))
+                                     self.args.micro_tokens):
+            ours, theirs = (likelihood.completion_logprobs(policy, [prompts[i] for i in rows],
+                                                           [completions[i] for i in rows])
+                            for policy in (self.model, base))
+            gaps.append(ours - theirs)
         return bandit.KL_ESTIMATORS["k3"](torch.cat(gaps)).mean().item()
 
     def out_of_memory(self):
@@ -214,7 +216,7 @@ class Run:
         self.seconds, self.since = self.seconds + now - self.since, now
         state = {"model": self.masters.state_dict(), "optimizer": optimizer.state_of(self.optimizer),
                  "windows": self.windows, **{key: getattr(self, key) for key in COUNTERS}}
-        if distributed.first():
+        if distributed.is_first():
             checkpoint.save(self.out, self.round, state)
         self.saved = self.round
         distributed.gather(None)  # nobody goes on, or ends, before it is written
@@ -225,7 +227,7 @@ class Run:
         except (OSError, json.JSONDecodeError):
             raise ValueError(f"--resume: there is no run in {self.out}") from None
         for key, value in flags(self.args).items():
-            if key not in ("rounds", *FREE) and before.get(key) != value:
+            if key not in ("rounds", *MAY_CHANGE) and before.get(key) != value:
                 raise ValueError(f"--resume: the run in {self.out} has --{key.replace('_', '-')} {before.get(key)}, "
                                  f"not {value}")
         if state := checkpoint.newest(self.out):
@@ -238,17 +240,17 @@ class Run:
         # rounds after the checkpoint are run again, so their lines go
         for name, kept in (("metrics", self.round), ("evals", self.evaluated)):
             lines = [line for line in report.read_lines(self.out / f"{name}.jsonl") if line["round"] <= kept]
-            if distributed.first():
+            if distributed.is_first():
                 write(self.out / f"{name}.jsonl", lines, lines=True)
         if self.round and self.args.rounds < self.round:
             raise ValueError(f"--rounds {self.args.rounds}: the run in {self.out} is at round {self.round} already")
 
     def finish(self):
         """samples.jsonl, summary.json, curve.png, the final model; then a short account in words."""
-        if not distributed.first():
+        if not distributed.is_first():
             return
         self.seconds += time.perf_counter() - self.since
-        self.samples()
+        self.write_samples()
         self.masters.hand_over()
         self.model.save_pretrained(self.out / "model")
         self.tokenizer.save_pretrained(self.out / "model")
@@ -268,7 +270,7 @@ class Run:
         report.curve(self.out)
         print(report.account(self.out))
 
-    def samples(self, count=4, each=2):
+    def write_samples(self, count=4, each=2):
         """A few test queries: completions before and after, and each under both policies."""
         base = self.base()
         queries = self.test_set[:count]

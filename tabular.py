@@ -15,8 +15,8 @@ def exact_weight(name, p, n=8, other=0.5):
     (+1/-1 for those that need signs); beside equation (6) of the README.
 
     E[A * grad log pi] = E[A | right] * grad p + E[A | wrong] * grad (1 - p), so w(p) = E[A | right] - E[A | wrong].
-    Enumerated: the number right among the other n - 1 rollouts, and among the n rollouts of a second query in the
-    batch, whose success rate is `other`.
+    n is the group and the window; the greedy completion is right where p > 1/2. Enumerated: the number right among
+    the other n - 1 rollouts, and among the n rollouts of a second query in the batch, whose success rate is `other`.
     """
     def binomial(k, count, rate):
         return math.comb(count, k) * rate**k * (1 - rate)**(count - k)
@@ -37,7 +37,7 @@ def exact_weight(name, p, n=8, other=0.5):
 
 
 class Table:
-    """A softmax policy over K arms in each of C contexts; each arm of each context is right or wrong.
+    """A softmax policy over K arms in each of C contexts; arm 0 is right.
 
     The right arms are `right` [C, K]; the success rates of the first policy differ widely between contexts.
     """

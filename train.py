@@ -1,6 +1,6 @@
 """Reinforcement fine-tuning of a language model as a batched contextual bandit: the loop and its flags.
 
-    python train.py                                         # the tiny default: about a minute on a laptop
+    python train.py                                         # the tiny default: 40 seconds on a laptop
     python train.py --advantage group --rollouts 8          # one design choice changed
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k            # the paper's setting, on one GPU
     torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k                # on eight
@@ -31,7 +31,7 @@ import data
 import distributed
 import evaluate
 import rollout
-from run import FREE, Run, default_folder, in_a_sentence, seed_of
+from run import MAY_CHANGE, Run, default_folder, in_a_sentence, seed_of
 
 ROOT = Path(__file__).parent
 BY_SIZE = {  # defaults for a tiny model, and for any other: there the paper's (how many rounds it took is not known)
@@ -121,7 +121,7 @@ def parse(argv=None):
     if args.out is None:
         changed = [f"{k.replace('_', '-')}={'+'.join(map(str, v)) if isinstance(v, list) else v}".replace("/", "_")
                    for k, v in vars(args).items()
-                   if v != parser.get_default(k) and k not in ("out", "resume", "threads", *FREE)]
+                   if v != parser.get_default(k) and k not in ("out", "resume", "threads", *MAY_CHANGE)]
         args.out = default_folder(ROOT / "runs" / (",".join(changed) or "default"), args.resume)
     args.out = Path(args.out)
     return args
@@ -134,13 +134,13 @@ def train(args, run):
     model, tokenizer = run.model, run.tokenizer
     train_set, prompts = run.train_set, data.encode(run.tokenizer, run.train_set)
     extra = args.baseline_rollouts
-    bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None if distributed.first() else True,
+    bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None if distributed.is_first() else True,
                dynamic_ncols=True)
     smooth = None
     while True:
         last = run.round == args.rounds
         if run.round in (0, args.rounds) or args.eval_every and run.round % args.eval_every == 0:
-            run.evaluate(final=last or run.round == 0)
+            run.evaluate(with_pass_at_k=last or run.round == 0)
         stop = any(distributed.gather(run.asked_to_stop))  # the processes hear of it in different rounds
         if last or stop or run.round % args.save_every == 0:
             run.save()

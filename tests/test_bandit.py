@@ -171,6 +171,11 @@ def test_length_bias_of_the_means():
     # one three times as much as one of the long one, so it pushes to the short arm more than the objective does.
     short = gradient(arm_logprobs(theta := THETA.clone().requires_grad_(), 0)[0], theta)
     assert cosine(sequence[:1], short[:1]) > cosine(combined([1, 1])[:1], short[:1])
+    # With more completions in the mean the bias of the token mean vanishes, that of the sequence mean stays.
+    tokens, sequences = ([cosine(expected_update("reward", n, loss_mean=mean), combined([1, 1])) for n in (1, 2, 3)]
+                         for mean in ("token", "sequence"))
+    assert tokens[0] < tokens[1] < tokens[2] and 1 - tokens[2] < (1 - tokens[0]) / 5
+    assert sequences == pytest.approx([sequences[0]] * 3)
 
 
 # --- numbers worked by hand -------------------------------------------------------------------------------------
