@@ -314,12 +314,24 @@ def samples(run, count=2):
     return text
 
 
+def across(pairs, plan):
+    """Markdown: each setting's gain on the test set at equal rounds, a column for each pair of model and set."""
+    settings = [name for name in dict.fromkeys(line[1] for line in plan) if name not in (BASE, LONG)
+                and sum(name in runs and BASE in runs for runs in pairs.values()) > 1]
+    if not settings:
+        return []
+    return ["## All pairs: gain over the baseline on the test set, at equal rounds", "",
+            "| setting | " + " | ".join(pairs) + " |", "|---" * (len(pairs) + 1) + "|",
+            *(f"| {name} | " + " | ".join(interval(gain(runs, name, BASE, "test")) for runs in pairs.values()) + " |"
+              for name in settings), ""]
+
+
 def report(folder, out):
     """Write report.md, table.csv and the figures of all runs in `folder` into `out`; returns the path of report.md."""
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     plan = [line.split("\t") for line in (folder / "plan.tsv").read_text().splitlines()]
-    text, table = ["# Report of the experiment pipeline", ""], []
+    text, table, pairs = [], [], {}
     for pair in sorted({path.parent.parent for path in folder.glob("*/*/seed-*")}):
         runs, left_out = read_pair(pair)
         done = [run for seeds in runs.values() for run in seeds.values()]
@@ -328,6 +340,7 @@ def report(folder, out):
             text += ["Left out: " + "; ".join(left_out) + ".", ""]
         if not done:
             continue
+        pairs[pair.name] = runs
         commits = ", ".join(sorted({str(run["summary"]["commit"]) for run in done}))
         text += [f"{len(done)} runs, {sum(run['summary']['seconds'] for run in done) / 3600:.1f} core hours, commit "
                  f"{commits}, torch {done[0]['config']['torch']}, {os.cpu_count()} cores ({platform.machine()}).", "",
@@ -345,7 +358,8 @@ def report(folder, out):
             table += [{"pair": pair.name, "rung": rung, **line} for line in rows]
             text += [f"### {rung}", "", "| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|",
                      *("| " + " | ".join(map(str, line.values())) + " |" for line in rows), "",
-                     *(f"`{name}`: `{flags or 'the defaults'}`  " for where, name, flags in plan if where == rung), "",
+                     *(f"`{name}`: `{flags or 'the defaults'}`  " for where, name, flags in plan
+                       if where == rung and name in runs), "",
                      in_words(runs, shown), ""]
             name = f"{pair.name}-{rung}.png"
             figure(runs, shown, out / name, f"{pair.name}, {rung}")
@@ -358,7 +372,8 @@ def report(folder, out):
         for setting in [name for name in ("32x1", "32x8") if name in runs]:
             seed = min(runs[setting])
             text += [f"### Samples of {setting}, seed {seed}", "", *samples(runs[setting][seed])]
-    (out / "report.md").write_text("\n".join(text) + "\n")
+    title = ["# Report of the experiment pipeline", ""]
+    (out / "report.md").write_text("\n".join(title + across(pairs, plan) + text) + "\n")
     columns = list(dict.fromkeys(key for line in table for key in line))
     with open(out / "table.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns)

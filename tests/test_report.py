@@ -59,6 +59,17 @@ def test_the_best_round_is_not_scored_on_the_queries_that_chose_it():
     assert report.best_round(run) == (5, 1.0, True)
 
 
+def test_the_table_of_all_pairs():
+    def runs(*values):
+        return {name: {s: made([0, 10], [0.2, value], [0, 320]) for s in (0, 1, 2)}
+                for name, value in zip(("32x1", "32x8", "raft"), values, strict=False)}
+
+    plan = [("rollouts", "32x1", ""), ("rollouts", "32x8", ""), ("batch", "32x8", ""), ("neighbours", "raft", "")]
+    text = report.across({"one": runs(0.5, 0.6, 0.7), "two": runs(0.5, 0.45)}, plan)
+    assert text[2:5] == ["| setting | one | two |", "|---|---|---|", "| 32x8 | +0.100 ± 0.000 | -0.050 ± 0.000 |"]
+    assert report.across({"one": runs(0.5, 0.6)}, plan) == []
+
+
 def test_a_finding_that_depends_on_the_rate_is_undecided():
     def seeds(value):
         return {s: made([0, 10], [0.2, value + 0.001 * s], [0, 320]) for s in (0, 1, 2)}
