@@ -191,6 +191,8 @@ def gain(runs, one, other, split, axis="round"):
     for seed in sorted(set(runs.get(one, {})) & set(runs.get(other, {}))):
         a, b = runs[one][seed], runs[other][seed]
         place = min(a[axis][-1], b[axis][-1])
+        if place < max(a[axis][1], b[axis][1]):
+            continue  # before the first evaluation on the way there is no curve to read
         differences.append(at(a, split, axis, place) - at(b, split, axis, place))
     return t_interval(differences)
 
@@ -348,7 +350,8 @@ def report(folder, out):
                  f"{commits}, torch {done[0]['config']['torch']}, {os.cpu_count()} cores ({platform.machine()}).", "",
                  "Gains are mean paired differences to the baseline, 32x1, with 95 % intervals (Student's t, over "
                  "seeds); one interval in twenty misses by chance. Equal rollouts: against the baseline that went on "
-                 "for eight times the rounds, where the shorter of the two ends, extra rollouts counted. Best round: "
+                 "for eight times the rounds, where the shorter of the two ends, if both had been evaluated by then; "
+                 "extra rollouts counted. Best round: "
                  "chosen on half of the test queries, pass@1 on the other half. train pass@1 is on the queries trained "
                  "on, which `--queries` and `--levels` choose.", ""]
         for rung in dict.fromkeys(line[0] for line in plan):

@@ -47,6 +47,8 @@ def test_gains_are_paired_by_seed_and_taken_at_equal_cost():
     assert mean == pytest.approx(0.2) and half == pytest.approx(0)
     mean, _ = report.gain(runs, "32x8", "32x1", "test", "rollouts")  # at 2,560 rollouts, extras and all
     assert mean == pytest.approx(-0.4)
+    runs["one"] = {0: made([0, 10], [0.2, 0.3], [0, 10])}  # over before the baseline's first evaluation
+    assert np.isnan(report.gain(runs, "one", "32x1", "test", "rollouts")[0])
 
 
 def test_the_best_round_is_not_scored_on_the_queries_that_chose_it():
