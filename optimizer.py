@@ -13,7 +13,6 @@ beyond that the engines named in the README are made for it.
 
 import torch
 import torch.distributed as dist
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
 class Masters:
@@ -63,6 +62,8 @@ def adamw(masters, lr, weight_decay=0.01):
     """AdamW on the masters (arXiv:1711.05101), constant learning rate; its state sharded where processes are many."""
     settings = dict(lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay, foreach=False)  # which takes a copy
     if dist.is_initialized():
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # not above: half a second, which one process saves
+
         optimizer = ZeroRedundancyOptimizer(masters.weights, torch.optim.AdamW, **settings)
     else:
         optimizer = torch.optim.AdamW(masters.weights, **settings)
@@ -72,7 +73,7 @@ def adamw(masters, lr, weight_decay=0.01):
 
 def state_of(optimizer):
     """The whole state, on the first process; None on the others. All must call it."""
-    if not isinstance(optimizer, ZeroRedundancyOptimizer):
+    if not dist.is_initialized():
         return optimizer.state_dict()
     shard = optimizer.optim.state_dict()
     shard["state"] = {i: {key: value.cpu() for key, value in row.items()} for i, row in shard["state"].items()}
@@ -87,5 +88,5 @@ def state_of(optimizer):
 
 def load_state(optimizer, state):
     optimizer.load_state_dict(state)
-    if isinstance(optimizer, ZeroRedundancyOptimizer):
-        optimizer.state.clear()  # a second copy of the shard, which nothing reads
+    if dist.is_initialized():
+        optimizer.state.clear()  # ZeRO's wrapper keeps a second copy of the shard, which nothing reads

@@ -91,3 +91,16 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set RFT_DATA to the folder with gsm8k_train.jsonl.gz")
     return folder
+
+
+@pytest.fixture
+def script_says(monkeypatch, capsys):
+    """A function: the words with which a script's main ends on these flags, which must be a failure."""
+    def run(module, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code != 0
+        return stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.strip()
+
+    return run

@@ -66,9 +66,9 @@ def test_the_script(checkpoint, tmp_path):
     assert lines[0]["right"] == lines[6]["right"]  # the same model and seed
 
 
-def test_bad_flags():
+def test_bad_flags(script_says):
     for flags, word in ((["--samples", "0"], "--samples"),
                         (["--samples", "x"], "--samples"), (["--model", "nowhere"], "--model nowhere"),
                         (["--data", "nowhere"], "--data nowhere"), (["--temperature", "0"], "--temperature")):
-        done = subprocess.run([sys.executable, ROOT / "evaluate.py", *flags], capture_output=True, text=True)
-        assert done.returncode != 0 and word in done.stderr and len(done.stderr.splitlines()) == 1
+        said = script_says(evaluate, *flags)
+        assert word in said and len(said.splitlines()) == 1
