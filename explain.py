@@ -26,6 +26,7 @@ import likelihood
 import optimizer
 import reward
 import rollout
+import settings
 
 WIDTH, SHOWN = 110, 18  # of the page; tokens of a completion whose lines are printed
 
@@ -50,7 +51,7 @@ def parse(argv=None):
     args.wrong_reward = -1.0 if needs == "signs" else 0.0
     args.window = max(8, args.rollouts) if needs == "window" else 0
     try:
-        bandit.check(args.advantage, 1, args.rollouts, 0, args.window, 1.0, args.wrong_reward)
+        settings.check(args.advantage, 1, args.rollouts, 0, args.window, 1.0, args.wrong_reward)
     except ValueError as error:
         parser.error(str(error))
     return args

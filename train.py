@@ -31,6 +31,7 @@ import data
 import distributed
 import evaluate
 import rollout
+import settings
 from run import MAY_CHANGE, Run, default_folder, in_a_sentence, seed_of
 
 ROOT = Path(__file__).parent
@@ -114,7 +115,7 @@ def parse(argv=None):
         parser.error("--clip-low and --clip-high do nothing at one step a round, where the ratio is 1: give "
                      "--epochs-per-round too")
     try:
-        bandit.check(args.advantage, args.batch_size, args.rollouts, args.baseline_rollouts, args.window,
+        settings.check(args.advantage, args.batch_size, args.rollouts, args.baseline_rollouts, args.window,
                      args.right_reward, args.wrong_reward)
     except ValueError as error:
         parser.error(str(error))
@@ -133,7 +134,6 @@ def parse(argv=None):
 def train(args, run):
     model, tokenizer = run.model, run.tokenizer
     train_set, prompts = run.train_set, data.encode(run.tokenizer, run.train_set)
-    extra = args.baseline_rollouts
     bar = tqdm(total=args.rounds, initial=run.round, desc="rounds", disable=None if distributed.is_first() else True,
                dynamic_ncols=True)
     smooth = None
@@ -157,9 +157,9 @@ def train(args, run):
         order = np.random.default_rng([args.seed, 1, epoch]).permutation(len(train_set))
         batch = order[place * args.batch_size:(place + 1) * args.batch_size]
 
-        # 2. rollouts: n that are trained and the extra ones of each query, [B, n + extra]
+        # 2. rollouts of each query: those that are trained, then those for the statistics only, [B, n]
         queries, texts = [train_set[i] for i in batch], [prompts[i] for i in batch]
-        n = args.rollouts + extra
+        n = args.rollouts + args.baseline_rollouts
         rollouts = distributed.sample(model, texts, n, temperature=args.temperature, seed=seed_of(args, 2, run.round),
                                       end_ids=run.ends, **run.sampling)
         greedy = []

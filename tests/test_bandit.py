@@ -13,6 +13,7 @@ import torch
 import bandit
 import likelihood
 import rollout
+import settings
 import tabular
 from bandit import ADVANTAGES, Pulls
 
@@ -291,13 +292,13 @@ def test_expected_gradients_of_the_kl_estimators():
 ])
 def test_settings_that_cannot_mean_what_they_say(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        bandit.check(**{"batch": 32, **kwargs})
+        settings.check(**{"batch": 32, **kwargs})
 
 
 def test_settings_of_the_paper_are_accepted():
-    bandit.check("group", 32, 1, extra=7)
-    bandit.check("window", 256, 1, window=8)
-    bandit.check("psr", 32, 8, wrong=-1.0)
+    settings.check("group", 32, 1, extra=7)
+    settings.check("window", 256, 1, window=8)
+    settings.check("psr", 32, 8, wrong=-1.0)
 
 
 # --- the update of a language model -----------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_every_command_has_flags_of_its_script(command, monkeypatch):
             train.parse(flags)
         return
     if command.change:  # of what the change allows, only the names of the flags can be looked at here
-        monkeypatch.setattr(train.bandit, "check", lambda *args: None)
+        monkeypatch.setattr(train.settings, "check", lambda *args: None)
     args = train.parse(flags)
     assert str(args.out) == f"runs/{command.setting}-{command.seed}"
 
