@@ -398,33 +398,35 @@ def test_two_processes_make_the_same_update(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_like_one(micro, tmp_path):
-    """Also stopped by SIGTERM half-way and continued, by two and then by one."""
-    flags = ["--rounds", "30", "--advantage", "window", "--window", "8", "--kl", "0.01", "--batch-size", "7"]
-    whole = micro("whole", *flags)
-    config = json.loads((whole / "config.json").read_text())
-    argv = ["--model", config["model"], "--data", str(tmp_path), "--eval-every", "2", "--save-every", "5",
+def test_two_processes_learn_like_one(micro, checkpoint, tmp_path):
+    """Also stopped by SIGTERM on the way and continued, by two and then by one."""
+    micro("makes-the-sets", "--rounds", "1")
+    flags = ["--advantage", "window", "--window", "8", "--kl", "0.01", "--batch-size", "7"]
+    argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--eval-every", "2", "--save-every", "5",
             "--max-new-tokens", "6", "--eval-samples", "2", "--lr", "0.001", *flags, "--out", str(tmp_path / "two")]
-    process = subprocess.Popen([*TORCHRUN, ROOT / "train.py", *argv], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*TORCHRUN, ROOT / "train.py", *argv, "--rounds", "5000"], stderr=subprocess.PIPE,
+                               text=True)
     deadline = time.time() + 120
     while len(report.read_lines(tmp_path / "two" / "metrics.jsonl")) < 6 and time.time() < deadline:
         time.sleep(0.01)
     process.terminate()
     said = process.communicate()[1]
     stopped = len(report.read_lines(tmp_path / "two" / "metrics.jsonl"))
-    assert 6 <= stopped < 30 and said.count("rank 0: stopped after round") == 1 and "rank 1:" not in said
+    assert 6 <= stopped < 5000 and said.count("rank 0: stopped after round") == 1 and "rank 1:" not in said, said
     assert checkpoints.newest(tmp_path / "two")["round"] == stopped
-    two = subprocess.run([*TORCHRUN, ROOT / "train.py", *argv, "--resume", "--rounds", "24"], capture_output=True,
-                         text=True)
-    assert two.returncode == 0 and two.stdout.count("pass@1 train") == len(
-        [r for r in range(stopped + 1, 25) if r % 2 == 0])
-    train.main([*argv, "--resume"])
+    two = subprocess.run([*TORCHRUN, ROOT / "train.py", *argv, "--resume", "--rounds", str(stopped + 4)],
+                         capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    train.main([*argv, "--resume", "--rounds", str(stopped + 8)])
+    whole = micro("whole", *flags, "--rounds", str(stopped + 8))
     one, other = (report.read_lines(folder / "metrics.jsonl") for folder in (whole, tmp_path / "two"))
-    assert [line["round"] for line in other] == list(range(1, 31))
-    assert [(line["reward"], line["length"]) for line in one] == [(line["reward"], line["length"]) for line in other]
-    base, a, b = (torch.cat([p.detach().flatten() for p in rollout.load(str(folder), "cpu")[0].parameters()])
-                  for folder in (config["model"], whole / "model", tmp_path / "two" / "model"))
-    assert (a - b).norm() < 1e-3 * (a - base).norm()
+    assert [line["round"] for line in other] == list(range(1, stopped + 9))
+    assert [(line["reward"], line["length"]) for line in one[:30]] == [
+        (line["reward"], line["length"]) for line in other[:30]]  # later, rounding may tip a token
+    if stopped + 8 <= 40:
+        base, a, b = (torch.cat([p.detach().flatten() for p in rollout.load(str(folder), "cpu")[0].parameters()])
+                      for folder in (checkpoint("qwen2"), whole / "model", tmp_path / "two" / "model"))
+        assert (a - b).norm() < 1e-3 * (a - base).norm()
 
 
 @pytest.mark.slow
