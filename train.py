@@ -116,7 +116,7 @@ def parse(argv=None):
                      "--epochs-per-round too")
     try:
         settings.check(args.advantage, args.batch_size, args.rollouts, args.baseline_rollouts, args.window,
-                     args.right_reward, args.wrong_reward)
+                       args.right_reward, args.wrong_reward)
     except ValueError as error:
         parser.error(str(error))
     if args.out is None:

@@ -324,7 +324,7 @@ def hub(request, tmp_path):
     return name, folder
 
 
-def test_a_model_of_the_hub_goes_all_the_way(hub, tmp_path, coin):
+def test_a_model_of_the_hub_goes_all_the_way(hub, micro, tmp_path, coin):
     name, folder = hub
     model, tokenizer = rollout.load(str(folder), "cpu")
     ends = rollout.end_ids(model, tokenizer)
@@ -335,9 +335,6 @@ def test_a_model_of_the_hub_goes_all_the_way(hub, tmp_path, coin):
     for r in rollouts:
         assert r.cut != (r.tokens[-1] in ends) and not ends & set(r.tokens[:-1])
     assert {r.tokens[-1] for r in rollouts} >= (ends if name == "llama" else set())
-    for split, count in (("train", 16), ("test", 4)):
-        lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     train.main(["--model", str(folder), "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--batch-size", "8",
                 "--rounds", "2", "--max-new-tokens", "6", "--eval-samples", "1", "--lr", "0.01", "--dtype",
                 "bfloat16", "--kl", "0.001", "--save-every", "1"])
@@ -400,7 +397,6 @@ def test_two_processes_make_the_same_update(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_like_one(micro, checkpoint, tmp_path):
     """Also stopped by SIGTERM on the way and continued, by two and then by one."""
-    micro("makes-the-sets", "--rounds", "1")
     flags = ["--advantage", "window", "--window", "8", "--kl", "0.01", "--batch-size", "7"]
     argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--eval-every", "2", "--save-every", "5",
             "--max-new-tokens", "6", "--eval-samples", "2", "--lr", "0.001", *flags, "--out", str(tmp_path / "two")]
@@ -430,10 +426,7 @@ def test_two_processes_learn_like_one(micro, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_run_with_its_message(checkpoint, tmp_path):
-    for split, count in (("train", 24), ("test", 8)):
-        lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+def test_a_process_that_fails_ends_the_run_with_its_message(checkpoint, micro, tmp_path):
     argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--batch-size",
             "8", "--rounds", "20", "--max-new-tokens", "6", "--eval-samples", "2", "--eval-every", "0"]
     started = time.time()
