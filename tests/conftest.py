@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def micro(tmp_path, checkpoint):
-    """A function: run train.py with a random model on the 24 + 8 queries put into tmp_path; returns the run's folder."""
+    """A function: run train.py with a random model on 24 + 8 queries, put into tmp_path: returns the run's folder."""
     for split, count in (("train", 24), ("test", 8)):
         lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
