@@ -149,6 +149,10 @@ class Run:
             value, se = evaluate.mean_and_se(right[:, 0])
             line = {"round": number, "split": split, "pass@1": value, "se": se, "in_format": in_format.mean(),
                     "length": np.mean([len(r.tokens) for r in rollouts]), "cut": np.mean([r.cut for r in rollouts])}
+            if with_pass_at_k:  # before and after: greedy accuracy tells sharpening from more
+                greedy, _, _ = evaluate.success(self.model, self.tokenizer, queries, 1, temperature=0,
+                                                progress=f"greedy, {split}", **self.sampling)
+                line["greedy"], line["greedy_se"] = evaluate.mean_and_se(greedy[:, 0])
             if split == "test" and with_pass_at_k and args.eval_samples > 1:
                 k = args.eval_samples
                 some = queries[:args.eval_queries]
@@ -262,7 +266,7 @@ class Run:
                 summary[f"{split}_pass@1_{when}"], summary[f"{split}_pass@1_{when}_se"] = line["pass@1"], line["se"]
                 summary[f"{split}_in_format_{when}"] = line["in_format"]
                 for key in line:
-                    if key.startswith("pass@") and key != "pass@1":
+                    if key.startswith(("pass@", "greedy")) and key != "pass@1":
                         summary[f"{split}_{key.removesuffix('_se')}_{when}{'_se' * key.endswith('_se')}"] = line[key]
         summary |= {"rounds": self.round, "rollouts": self.rollouts, "tokens": self.tokens, "regret": self.regret,
                     "seconds": round(self.seconds, 1), "seed": self.args.seed, "commit": commit()}
