@@ -1,237 +1,444 @@
-"""The learner: rewards become advantages, advantages become a loss, the loss becomes one step of the policy.
+"""The learner: rewards become advantages, advantages become a loss, the loss becomes one step.
 
-    python tabular.py       # these functions on a tabular bandit whose optimum is known: theory beside practice
+    python -m lab.tabular       # the same functions on a bandit whose optimum is known
 
-Reinforcement fine-tuning as a batched contextual bandit (arXiv:2601.22532): a query is a context, a whole completion
-an arm, its verdict the reward. One round pulls n arms for each of B contexts and takes one AdamW step on an estimate of
-    E[A * grad log pi(completion | query)],    log pi(completion) = sum of the log pi of its tokens,
-which is the gradient of the expected reward for A = R.
-Every design choice is one line of a table below: ADVANTAGES (what A is), LOSS_MEANS (how tokens are averaged),
-KL_ESTIMATORS (how far from the base model the policy is).
+Reinforcement fine-tuning as a batched contextual bandit (arXiv:2601.22532): a query is a context, a
+whole completion is an arm, its verdict is the reward. A round pulls n arms for each of B contexts
+and takes one optimizer step along an estimate of
 
-Left out, with reason: a value network, GAE and discounts (one reward, at the end: a bandit has no later states);
-dynamic sampling and the overlong penalty (they change what is sampled or rewarded, not what is done with it).
+    E[A * grad log pi(completion | query)],   log pi(completion) = the sum of log pi of its tokens.
+
+For A = R this is the gradient of the expected reward. Each design choice is a row of a table:
+ADVANTAGES says what A is, LOSS_MEANS how tokens are averaged, KL_ESTIMATORS how the distance to the
+base model is measured. Equation numbers refer to course/lecture.md.
+
+Left out, and why: a value network, GAE and discounts (a bandit has one reward, at the end); dynamic
+sampling and the overlong penalty (they change what is sampled or rewarded, before this file).
 """
 
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-from likelihood import completion_logprobs, parts
+from infra import distributed
+from infra.optimizer import clip_and_step
 
 EPSILON = 1e-6  # keeps a group without spread from dividing by zero, as in the paper's code
 
-
-# --- 1. advantages ----------------------------------------------------------------------------------------------
-
-
-class Pulls(NamedTuple):
-    """The rewards of one round."""
-
-    rewards: torch.Tensor  # [B, n + m]: n trained rollouts of each query, then m extra ones for the statistics only
-    greedy: torch.Tensor | None = None  # [B]: reward of the greedy completion, for remax
-    windows: list | None = None  # B lists: the last rewards of each query, this round's included, for window
+# --- 1. advantages: from the rewards of a round ---------------------------------------------------
 
 
-def centered(rewards, sample=None):
-    """rewards [..., n] - mean of the sample [..., k] (default: themselves): of a group, the left of equation (5) of the
-    README (Dr. GRPO, arXiv:2503.20783). Exactly 0 where the sample has no spread: the rounding of a mean of 0.1s,
-    divided by a std of 0 and epsilon, would be an advantage."""
+class RoundRewards(NamedTuple):
+    """The rewards of one round. n rollouts of each query are trained; m more serve statistics."""
+
+    rewards: torch.Tensor  # [B, n + m], the trained rollouts first
+    greedy: torch.Tensor | None = None  # [B], of the greedy completions, for remax
+    windows: list[list[float]] | None = None  # for each query its last rewards, this round's too
+
+
+def centered(rewards: torch.Tensor, sample: torch.Tensor | None = None) -> torch.Tensor:
+    """rewards [..., n] minus the mean of the sample [..., k] (by default, of the rewards).
+
+    With a group as the sample, this is the left of equation (5) (Dr. GRPO, arXiv:2503.20783).
+    Where the sample has no spread the result is exactly 0. A mean of equal rewards can be off by a
+    rounding error, and `standardized` would divide that error by epsilon.
+    """
     sample = rewards if sample is None else sample
-    spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
-    return torch.where(spread, rewards - sample.mean(-1, keepdim=True), 0.0)
+    has_spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
+    return torch.where(has_spread, rewards - sample.mean(-1, keepdim=True), 0.0)
 
 
-def standardized(rewards, sample=None):
-    """(rewards [..., n] - mean) / (std + eps) of the sample [..., k], equation (6) (GRPO, arXiv:2402.03300); the std
-    is divided by k - 1."""
+def standardized(rewards: torch.Tensor, sample: torch.Tensor | None = None) -> torch.Tensor:
+    """(rewards [..., n] - mean) / (std + eps) of the sample [..., k]; the std divides by k - 1.
+
+    With a group as the sample, this is equation (6) (GRPO, arXiv:2402.03300).
+    """
     sample = rewards if sample is None else sample
     return centered(rewards, sample) / (sample.std(-1, keepdim=True) + EPSILON)
 
 
-def over_batch(transform, rewards):
-    """The transform of all rewards [B, n + m] at once."""
+def over_batch(transform: Callable, rewards: torch.Tensor) -> torch.Tensor:
+    """The transform of all rewards [B, n + m] of the round at once."""
     return transform(rewards.reshape(-1)).view_as(rewards)
 
 
-def rloo(pulls):
-    """The right of equation (5), [B, n + m]: the reward less the mean of the others of its group."""
-    others = pulls.rewards.shape[1] - 1
-    return pulls.rewards - (pulls.rewards.sum(dim=1, keepdim=True) - pulls.rewards) / others
+def rloo(round_rewards: RoundRewards) -> torch.Tensor:
+    """Each reward minus the mean of the others of its group, [B, n + m]: the right of (5)."""
+    rewards = round_rewards.rewards
+    others = rewards.shape[1] - 1
+    mean_of_others = (rewards.sum(dim=1, keepdim=True) - rewards) / others
+    return rewards - mean_of_others
 
 
-def mixed_groups(pulls):
-    """[B, 1] of bool: whether a query has right and wrong rollouts."""
-    right = pulls.rewards == pulls.rewards.max()
+def is_mixed(rewards: torch.Tensor) -> torch.Tensor:
+    """[B, 1]: whether a query has both right and wrong rollouts."""
+    right = rewards == rewards.max()
     return right.any(dim=1, keepdim=True) & ~right.all(dim=1, keepdim=True)
 
 
-def window(pulls):
-    """Equation (6) with the statistics of each query's window in the group's place, [B, n + m]."""
-    rows = [(rewards, torch.tensor(history, dtype=rewards.dtype))
-            for rewards, history in zip(pulls.rewards, pulls.windows, strict=True)]
-    return torch.stack([standardized(rewards, history) if len(history) > 1 else rewards  # alone: the raw reward
-                        for rewards, history in rows])
+def window(round_rewards: RoundRewards) -> torch.Tensor:
+    """Equation (6) with each query's window as the sample, [B, n + m].
+
+    A window that holds a single reward has no spread to compare with: the raw reward stands.
+    """
+    rows = []
+    for rewards, history in zip(round_rewards.rewards, round_rewards.windows, strict=True):
+        sample = torch.tensor(history, dtype=rewards.dtype)
+        rows.append(standardized(rewards, sample) if len(history) > 1 else rewards)
+    return torch.stack(rows)
 
 
-def window_mean(pulls):
+def window_mean(round_rewards: RoundRewards) -> torch.Tensor:
     """The mean of each query's window, [B, n + m]."""
-    means = torch.tensor([sum(history) / len(history) for history in pulls.windows])
-    return means[:, None].expand_as(pulls.rewards)
+    means = torch.tensor([sum(history) / len(history) for history in round_rewards.windows])
+    return means[:, None].expand_as(round_rewards.rewards)
 
 
 class Advantage(NamedTuple):
-    compute: object  # Pulls -> [B, n + m]
-    needs: str  # "group": several rewards a query; "batch": several a round; "greedy", "window", "signs"; or ""
+    """One row of the table below."""
+
+    compute: Callable[[RoundRewards], torch.Tensor]  # [B, n + m]
+    needs: str  # several rewards of a "group" or "batch"; "greedy"; "window"; "signs"; or ""
     formula: str
     source: str
 
 
 ADVANTAGES = {
-    "reward": Advantage(lambda p: p.rewards, "", "R", "the paper's baseline, arXiv:2601.22532"),
-    "group": Advantage(lambda p: standardized(p.rewards), "group", "(R - mean_G) / (std_G + eps)",
-                       "GRPO, arXiv:2402.03300"),
-    "group-centered": Advantage(lambda p: centered(p.rewards), "group", "R - mean_G",
+    "reward": Advantage(lambda r: r.rewards, "", "R", "the paper's baseline, arXiv:2601.22532"),
+    "group": Advantage(lambda r: standardized(r.rewards), "group",
+                       "(R - mean_G) / (std_G + eps)", "GRPO, arXiv:2402.03300"),
+    "group-centered": Advantage(lambda r: centered(r.rewards), "group", "R - mean_G",
                                 "Dr. GRPO, arXiv:2503.20783 (with --loss-mean constant)"),
     "rloo": Advantage(rloo, "group", "R - mean of the others", "RLOO, arXiv:2402.14740"),
-    "remax": Advantage(lambda p: p.rewards - p.greedy[:, None], "greedy", "R - R(greedy)", "arXiv:2310.10505"),
-    "batch-centered": Advantage(lambda p: over_batch(centered, p.rewards), "batch", "R - mean_B", "Williams 1992"),
-    "reinforce++": Advantage(lambda p: over_batch(standardized, p.rewards), "batch", "(R - mean_B) / (std_B + eps)",
-                             "arXiv:2501.03262"),
-    "reinforce++-baseline": Advantage(lambda p: over_batch(standardized, centered(p.rewards)), "group",
-                                      "R - mean_G, whitened over the batch", "arXiv:2501.03262"),
-    "lite-ppo": Advantage(lambda p: centered(p.rewards) / (p.rewards.std() + EPSILON), "group",
-                          "(R - mean_G) / (std_B + eps)", "arXiv:2508.08221 (with --loss-mean token)"),
-    "raft": Advantage(lambda p: p.rewards.clamp(min=0), "signs", "max(R, 0)", "arXiv:2504.11343"),
-    "reinforce-rej": Advantage(lambda p: p.rewards * mixed_groups(p), "group", "R, 0 where G is all right or wrong",
-                               "arXiv:2504.11343"),
-    "psr": Advantage(lambda p: p.rewards.clamp(min=0), "signs", "R where R > 0 (raft by another name)",
+    "remax": Advantage(lambda r: r.rewards - r.greedy[:, None], "greedy",
+                       "R - R(greedy)", "arXiv:2310.10505"),
+    "batch-centered": Advantage(lambda r: over_batch(centered, r.rewards), "batch",
+                                "R - mean_B", "Williams 1992"),
+    "reinforce++": Advantage(lambda r: over_batch(standardized, r.rewards), "batch",
+                             "(R - mean_B) / (std_B + eps)", "arXiv:2501.03262"),
+    "reinforce++-baseline": Advantage(lambda r: over_batch(standardized, centered(r.rewards)),
+                                      "group", "R - mean_G, whitened over the batch",
+                                      "arXiv:2501.03262"),
+    "lite-ppo": Advantage(lambda r: centered(r.rewards) / (r.rewards.std() + EPSILON), "group",
+                          "(R - mean_G) / (std_B + eps)",
+                          "arXiv:2508.08221 (with --loss-mean token)"),
+    "raft": Advantage(lambda r: r.rewards.clamp(min=0), "signs", "max(R, 0)", "arXiv:2504.11343"),
+    "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
+                               "R, 0 where G is all right or wrong", "arXiv:2504.11343"),
+    "psr": Advantage(lambda r: r.rewards.clamp(min=0), "signs",
+                     "R where R > 0 (raft by another name)", "arXiv:2506.01347"),
+    "nsr": Advantage(lambda r: r.rewards.clamp(max=0), "signs", "R where R < 0",
                      "arXiv:2506.01347"),
-    "nsr": Advantage(lambda p: p.rewards.clamp(max=0), "signs", "R where R < 0", "arXiv:2506.01347"),
-    "w-reinforce": Advantage(lambda p: torch.where(p.rewards > 0, 0.1 * p.rewards, p.rewards), "signs",
-                             "0.1 R where R > 0, else R", "arXiv:2506.01347"),
+    "w-reinforce": Advantage(lambda r: torch.where(r.rewards > 0, 0.1 * r.rewards, r.rewards),
+                             "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347"),
     "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532"),
-    "group-mean": Advantage(lambda p: p.rewards.mean(dim=1, keepdim=True).expand_as(p.rewards), "group",
-                            "mean_G", "the paper's code, in no experiment"),
-    "window-mean": Advantage(window_mean, "window", "mean_W", "the paper's code, in no experiment"),
+    "group-mean": Advantage(lambda r: r.rewards.mean(dim=1, keepdim=True).expand_as(r.rewards),
+                            "group", "mean_G", "the paper's code, in no experiment"),
+    "window-mean": Advantage(window_mean, "window",
+                             "mean_W", "the paper's code, in no experiment"),
 }
 
 
-def advantages(name, pulls, n):
-    """The advantages [B, n] of the n trained rollouts; the extra ones only entered the statistics."""
-    return ADVANTAGES[name].compute(pulls)[:, :n]
+def advantages(name: str, round_rewards: RoundRewards, n: int) -> torch.Tensor:
+    """The advantages [B, n] of the trained rollouts; the others only enter the statistics."""
+    return ADVANTAGES[name].compute(round_rewards)[:, :n]
 
 
-def remember(windows, prompts, rewards, size):
-    """Put this round's rewards [B, n] into the windows (prompt text -> list of its last `size` rewards).
+def remember(
+    windows: dict[str, list[float]], prompts: Iterable[str], rewards: torch.Tensor, size: int
+) -> list[list[float]]:
+    """Put the rewards [B, n] of a round into the windows; return the B windows of its queries.
 
-    All new rewards enter before any window is read; returns the B windows.
+    windows: the last `size` rewards of each prompt, changed in place; with size 0 nothing is kept.
+    All new rewards enter before any window is read.
     """
-    for prompt, row in zip(prompts, rewards.tolist(), strict=True):
-        windows[prompt] = (windows.get(prompt, []) + row)[-size:]
+    if size == 0:
+        return []
+    for prompt, new in zip(prompts, rewards.tolist(), strict=True):
+        windows[prompt] = (windows.get(prompt, []) + new)[-size:]
     return [windows[prompt] for prompt in prompts]
 
 
-# --- 2. the loss ------------------------------------------------------------------------------------------------
+# --- 2. the loss: from the log-probabilities of tokens --------------------------------------------
 
-LOSS_MEANS = {  # equation (8): weight of each token of a completion, [N], from the lengths [N] of all N of the round
-    # one mean over all tokens: a long completion weighs more than a short one (DAPO, arXiv:2503.14476; the paper's)
-    "token": lambda lengths, longest: torch.full((len(lengths),), 1 / lengths.sum().item()),
-    # the mean over completions of the mean within each: all completions weigh alike (GRPO)
-    "sequence": lambda lengths, longest: 1 / (len(lengths) * lengths.float()),
-    # a sum over a constant: the only one whose gradient is that of the objective, up to a factor (Dr. GRPO)
-    "constant": lambda lengths, longest: torch.full((len(lengths),), 1 / (len(lengths) * longest)),
+# Equation (8): the weight of each token of a completion, [N], from the lengths [N] of all N
+# completions of the round. T is --max-new-tokens.
+LOSS_MEANS = {
+    # One mean over all tokens: long completions weigh more (the paper's; DAPO, arXiv:2503.14476).
+    "token": lambda lengths, T: torch.full((len(lengths),), 1 / lengths.sum().item()),
+    # The mean over completions of the mean within each: all completions weigh the same (GRPO).
+    "sequence": lambda lengths, T: 1 / (len(lengths) * lengths.float()),
+    # A sum over a constant: the only one with the objective's gradient, up to a factor (Dr. GRPO).
+    "constant": lambda lengths, T: torch.full((len(lengths),), 1 / (len(lengths) * T)),
 }
 
-KL_ESTIMATORS = {  # equation (9), of d = log pi - log pi_ref, for samples of pi (Schulman's note; arXiv:2510.01555)
-    # as a loss, of a whole completion or of a token whose prefix is held fixed, the expected gradient is
-    "k1": lambda d: d,  # zero (as a number it is unbiased for KL(pi||ref))
+# Equation (9), of d = log pi - log pi_ref, for samples of pi (Schulman; arXiv:2510.01555).
+# As numbers, k1 and k3 are unbiased estimates of KL(pi||ref), and k3 is never negative. As a term
+# of the loss (for a completion, or a token whose prefix is held fixed), the expected gradient is
+KL_ESTIMATORS = {
+    "k1": lambda d: d,  # zero
     "k2": lambda d: d**2 / 2,  # that of KL(pi||ref)
-    "k3": lambda d: torch.exp(-d) + d - 1,  # that of KL(ref||pi) (as a number it is unbiased and never negative)
+    "k3": lambda d: torch.exp(-d) + d - 1,  # that of KL(ref||pi)
 }
 
 
-def loss(logprobs, old, advantage, weight, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None):
-    """Equation (7), the scalar to descend; the tensors are [tokens], all completions in one line, the rest numbers.
+def loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor,
+    weights: torch.Tensor, clip_low: float = 0.2, clip_high: float = 0.2, kl: float = 0.0,
+    kl_estimator: str = "k3", reference_logprobs: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Equation (7), a scalar to descend. All tensors are [tokens], completion after completion.
 
-    logprobs: of the policy, with gradient; old: of the policy that sampled, without; reference: of the base model.
-    weight: from LOSS_MEANS, so that the losses of parts of a round add up to the loss of the whole.
-    The value says nothing about learning: at one step a round the ratio is 1 and the value, but for a KL, the sum of
-    -weight * A; its gradient is that of -weight * A * log pi. The clip is PPO's (arXiv:1707.06347).
+    logprobs: of the policy, with gradient; old_logprobs: of the policy that sampled, without.
+    weights: from LOSS_MEANS, so that the losses of micro-batches add up to the loss of the round.
+    reference_logprobs: of the base model, needed if kl > 0.
+
+    The value says nothing about learning: with one step a round the ratio is 1, and the value is
+    minus the sum of weights * A (plus the KL term). Its gradient is that of -weights * A * log pi.
+    The clip is PPO's (arXiv:1707.06347). It can only bind after the first of several steps.
     """
-    ratio = torch.exp(logprobs - old)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)  # binds only after the first of several steps a round
-    per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
     if kl:
-        per_token = per_token + kl * KL_ESTIMATORS[kl_estimator](logprobs - reference)
-    return (weight * per_token).sum()
+        distance = logprobs - reference_logprobs
+        per_token = per_token + kl * KL_ESTIMATORS[kl_estimator](distance)
+    return (weights * per_token).sum()
 
 
-# --- 3. the update of a language model --------------------------------------------------------------------------
+# --- 3. the log-probabilities of completions: one forward pass, with gradient ---------------------
 
-MAX_CORRECTION = 2.0  # of --correct-sampler
-ALONE = SimpleNamespace(share=list, add_up=lambda tensors: None, gather=lambda value: [value])  # see distributed.py
+LOGITS_AT_A_TIME = 2**26  # 256 MB in float32
 
 
-def update(model, optimizer, prompts, completions, advantage, *, loss_mean="token", longest=1, temperature=1.0,
-           epochs=1, clip_low=0.2, clip_high=0.2, kl=0.0, kl_estimator="k3", reference=None, max_grad_norm=1.0,
-           micro_tokens=2048, sampled=None, correct=False, processes=ALONE):
-    """One round's step (or `epochs` of them) along equation (2) on N completions; the weights change in place.
+def completion_logprobs(
+    model: PreTrainedModel, prompts: list[list[int]], completions: list[list[int]],
+    temperature: float = 1.0,
+) -> torch.Tensor:  # fmt: skip
+    """The log-probability of every completion token, [tokens], completion after completion.
 
-    prompts, completions: N lists of token ids; advantage: [N]; longest: the constant of --loss-mean constant;
-    reference: the base model, needed if kl > 0. Completions of advantage zero cost nothing: without a KL term they
-    have no gradient, so they are not run; their tokens stay in the denominator.
-    sampled: N lists, the sampler's log-probabilities; correct: weigh each token by how much likelier it is here than
-    there, up to a cap (truncated importance sampling, Ionides 2008). processes: where there are several, each is given
-    the whole round, and these say which rows are its own (share) and bring sums and values together (add_up, gather).
-    Returns the loss (mean of the epochs), the norms of the gradient (before clipping) and of the step, both of the
-    last epoch; of the tokens run before the first step the mean k3 of KL(pi||ref), and the mean and the largest gap to
-    the sampler's log-probability. Raises ValueError if the gradient is not finite.
+    These are the terms of equation (3), the end-of-sequence token included. Rows are padded on the
+    right: with causal attention no real token sees the padding, positions count from 0, and the
+    mask below never picks it, whatever its id.
     """
-    lengths = torch.tensor([len(c) for c in completions])
-    weights = LOSS_MEANS[loss_mean](lengths, longest)
-    used = [i for i in range(len(completions)) if kl or advantage[i] != 0]
-    used = processes.share(sorted(used, key=lambda i: len(prompts[i]) + len(completions[i])))
-    micro_batches = [[used[j] for j in part] for part in
-                     parts([len(prompts[i]) + len(completions[i]) for i in used], micro_tokens)]
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+    is_completion = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids[row, : lengths[row]] = torch.tensor(prompt + completion)
+        is_completion[row, len(prompt) : lengths[row]] = True
+    ids, is_completion = ids.to(model.device), is_completion.to(model.device)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    # The hidden state at one place predicts the token at the next.
+    hidden, targets = hidden[:, :-1][is_completion[:, 1:]], ids[is_completion]
+    head = model.get_output_embeddings()
+
+    def logprobs_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    # All logits [rows, length, vocabulary] at once would be the largest tensor by far. So the head
+    # is applied to the completion tokens only, a piece at a time, and again in the backward pass.
+    piece = max(1, LOGITS_AT_A_TIME // head.weight.shape[0])
+    if len(targets) <= piece:
+        return logprobs_of(hidden, targets)
+    pieces = zip(hidden.split(piece), targets.split(piece), strict=True)
+    return torch.cat([checkpoint(logprobs_of, h, t, use_reentrant=False) for h, t in pieces])
+
+
+def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Row numbers in groups of similar length, each at most `budget` tokens with its padding.
+
+    A row that is longer than the budget has a group of its own.
+    """
+    groups = []
+    for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        # Rows come in order of length, so this row sets the width of the group that it joins.
+        if groups and lengths[row] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+# --- 4. the update of a language model ------------------------------------------------------------
+
+MAX_CORRECTION = 2.0  # the cap of --correct-sampler
+
+
+class UpdateConfig(NamedTuple):
+    """The flags of train.py that the update reads, under the same names."""
+
+    loss_mean: str = "token"
+    max_new_tokens: int = 1  # the constant of --loss-mean constant
+    temperature: float = 1.0
+    epochs: int = 1  # optimizer steps on the same rollouts
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0
+    kl_estimator: str = "k3"
+    max_grad_norm: float = 1.0
+    micro_tokens: int = 2048
+    correct_sampler: bool = False
+
+
+class UpdateBatch(NamedTuple):
+    """N completions to learn from."""
+
+    prompts: list[list[int]]  # N lists of token ids
+    completions: list[list[int]]  # N lists of token ids
+    advantages: torch.Tensor  # [N]
+    sampler_logprobs: list[list[float]] | None = None  # of each token, from the sampler
+
+
+@dataclass
+class MicroBatch:
+    """Completions that go through the model together. Tensors are [tokens]."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    sampler_logprobs: torch.Tensor | None
+    old_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+
+
+@dataclass
+class Statistics:
+    """What one process measures in an update: sums over the tokens that it runs."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    mismatch: float = 0.0
+    largest_mismatch: float = 0.0
+    compared_tokens: int = 0
+
+
+def update(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: UpdateBatch,
+    config: UpdateConfig = UpdateConfig(), reference: PreTrainedModel | None = None,
+) -> dict[str, float | None]:  # fmt: skip
+    """One optimizer step (or config.epochs of them) along equation (2); changes the weights.
+
+    reference: the base model, needed if config.kl > 0.
+    With several processes each is given the whole round and runs its part of it.
+    Returns what `summarize` says. Raises ValueError if the gradient is not finite.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    old, base, correction = {}, {}, {}
-    sums, largest = torch.zeros(4, dtype=torch.float64), 0.0  # of the loss, the KL, the gaps, the tokens run; a gap
-    for epoch in range(epochs):
-        for p in parameters:  # zeros, not None: a round without any gradient still steps (momentum, weight decay)
-            p.grad = torch.zeros_like(p)
-        for k, rows in enumerate(micro_batches):
-            texts = [prompts[i] for i in rows], [completions[i] for i in rows]
-            logprobs = completion_logprobs(model, *texts, temperature)
-            owner = torch.tensor(rows).repeat_interleave(lengths[rows])  # the completion of each token
+    parts = split_round(batch, config)
+    statistics = Statistics()
+    for epoch in range(config.epochs):
+        # Zeros instead of None: a round without any gradient still steps (momentum, weight decay).
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+        for part in parts:
+            logprobs = completion_logprobs(
+                model, part.prompts, part.completions, config.temperature
+            )
             if epoch == 0:
-                old[k] = logprobs.detach()  # nothing has moved yet: this is the policy that sampled
-                if kl:
-                    with torch.no_grad():
-                        base[k] = completion_logprobs(reference, *texts, temperature)
-                    sums[1] += KL_ESTIMATORS["k3"](old[k] - base[k]).sum().item()
-                if sampled:
-                    gap = old[k] - torch.tensor([x for i in rows for x in sampled[i]]).to(old[k])
-                    sums[2:] += torch.tensor([gap.abs().sum().item(), len(gap)])
-                    largest = max(largest, gap.abs().max().item())
-                    if correct:
-                        correction[k] = gap.exp().clamp(max=MAX_CORRECTION)
-            weight = weights[owner].to(logprobs) * correction.get(k, 1)
-            value = loss(logprobs, old[k], advantage[owner].to(logprobs), weight, clip_low, clip_high, kl,
-                         kl_estimator, base.get(k))
+                # No weight has changed yet, so this is still the policy that sampled.
+                part.old_logprobs = logprobs.detach()
+                compare_with_sampler(part, config, statistics)
+                compare_with_reference(part, reference, config, statistics)
+            value = loss(
+                logprobs, part.old_logprobs, part.advantages, part.weights, config.clip_low,
+                config.clip_high, config.kl, config.kl_estimator, part.reference_logprobs,
+            )  # fmt: skip
             value.backward()
-            sums[0] += value.item() / epochs
-        processes.add_up([p.grad for p in parameters])
-        before = [p.detach().clone() for p in parameters]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        if not norm.isfinite():
-            raise ValueError("the gradient is not finite: the learning rate is too high, or a reward too large")
-        optimizer.step()
-        step = torch.stack([(p.detach() - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
+            statistics.loss += value.item() / config.epochs
+
+        distributed.all_reduce_sum([parameter.grad for parameter in parameters])
+        norms = clip_and_step(optimizer, parameters, config.max_grad_norm)
     optimizer.zero_grad()
-    total, kl_sum, gaps, tokens = sum(processes.gather(sums)).tolist()
-    largest = max(processes.gather(largest))
-    return {"loss": total, "grad_norm": norm.item(), "update_norm": step.item(),
-            "kl": kl_sum / lengths.sum().item() if kl else None,
-            "gap": gaps / tokens if tokens else None, "largest_gap": largest if tokens else None}
+    return summarize(statistics, norms, batch, config)
+
+
+def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
+    """This process's micro-batches of a round.
+
+    Without a KL term a completion of advantage zero has no gradient, so it is not run. Its tokens
+    still count in the weights.
+    """
+    lengths = torch.tensor([len(completion) for completion in batch.completions])
+    totals = [len(p) + len(c) for p, c in zip(batch.prompts, batch.completions, strict=True)]
+    weights = LOSS_MEANS[config.loss_mean](lengths, config.max_new_tokens)
+    used = [i for i in range(len(totals)) if config.kl or batch.advantages[i] != 0]
+    used = distributed.shard(sorted(used, key=lambda i: totals[i]))
+
+    parts = []
+    for group in micro_batches([totals[i] for i in used], config.micro_tokens):
+        rows = [used[i] for i in group]
+        # Each token takes the advantage and the weight of its completion.
+        owner = torch.tensor(rows).repeat_interleave(lengths[rows])
+        sampler_logprobs = None
+        if batch.sampler_logprobs:
+            sampler_logprobs = torch.tensor([x for i in rows for x in batch.sampler_logprobs[i]])
+        parts.append(MicroBatch(
+            [batch.prompts[i] for i in rows], [batch.completions[i] for i in rows],
+            batch.advantages[owner], weights[owner], sampler_logprobs,
+        ))  # fmt: skip
+    return parts
+
+
+def compare_with_sampler(part: MicroBatch, config: UpdateConfig, statistics: Statistics) -> None:
+    """Measure how far the sampler's log-probabilities are from the trainer's; correct if asked.
+
+    The two round differently. --correct-sampler weights each token by how much likelier it is in
+    the update than in the sampler, up to a cap (truncated importance sampling, Ionides 2008).
+    """
+    part.advantages = part.advantages.to(part.old_logprobs)
+    part.weights = part.weights.to(part.old_logprobs)
+    if part.sampler_logprobs is None:
+        return
+    mismatch = part.old_logprobs - part.sampler_logprobs.to(part.old_logprobs)
+    statistics.mismatch += mismatch.abs().sum().item()
+    statistics.largest_mismatch = max(statistics.largest_mismatch, mismatch.abs().max().item())
+    statistics.compared_tokens += len(mismatch)
+    if config.correct_sampler:
+        part.weights = part.weights * mismatch.exp().clamp(max=MAX_CORRECTION)
+
+
+def compare_with_reference(
+    part: MicroBatch, reference: PreTrainedModel | None, config: UpdateConfig,
+    statistics: Statistics,
+) -> None:  # fmt: skip
+    """With a KL term: the base model's log-probabilities, and their k3 for the log."""
+    if not config.kl:
+        return
+    with torch.no_grad():
+        part.reference_logprobs = completion_logprobs(
+            reference, part.prompts, part.completions, config.temperature
+        )
+    distance = part.old_logprobs - part.reference_logprobs
+    statistics.kl += KL_ESTIMATORS["k3"](distance).sum().item()
+
+
+def summarize(
+    statistics: Statistics, norms: dict[str, float], batch: UpdateBatch, config: UpdateConfig
+) -> dict[str, float | None]:
+    """What the log shows of an update, over all processes.
+
+    loss: the mean of the epochs. grad_norm, update_norm: of the last epoch. kl: the mean k3 per
+    token. sampler_mismatch: the mean absolute difference to the sampler's log-probabilities, and
+    the largest one, over the tokens that were run. Both are taken before the first step.
+    """
+    everyone = distributed.all_gather(statistics)
+    all_tokens = sum(len(completion) for completion in batch.completions)
+    compared = sum(each.compared_tokens for each in everyone)
+    kl = sum(each.kl for each in everyone) / all_tokens
+    mismatch = sum(each.mismatch for each in everyone) / max(1, compared)
+    largest = max(each.largest_mismatch for each in everyone)
+    return {
+        "loss": sum(each.loss for each in everyone),
+        **norms,
+        "kl": kl if config.kl else None,
+        "sampler_mismatch": mismatch if compared else None,
+        "largest_sampler_mismatch": largest if compared else None,
+    }

@@ -1,100 +1,267 @@
 """How good is a policy: pass@1, pass@k and greedy accuracy on a problem set, with standard errors.
 
     python evaluate.py --model tiny-qwen2 --data tiny-gsm --split test --samples 16
-    python evaluate.py --model runs/default/model --against tiny-qwen2 --data tiny-gsm     # the paired difference
+    python evaluate.py --model runs/default/model --against tiny-qwen2      # the paired difference
 
-pass@k is the chance that at least one of k completions is right; from n >= k samples a query, c of them right, its
-unbiased estimate is 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374), not "any of the first k".
+pass@k is the chance that at least one of k completions is right. From n >= k samples of a query, c
+of them right, its unbiased estimate is 1 - C(n-c, k) / C(n, k) (arXiv:2107.03374).
 
-Standard errors are over queries: what another set of queries like these would change. With `--samples 1`, as the
-paper evaluates, the noise of sampling is in them too. A difference between two policies on the same queries is taken
-query by query (paired), so what makes a query hard cancels.
+Standard errors are over queries: how much another set of such queries would change the figure. With
+one sample a query, as the paper evaluates, they include the noise of sampling. Two policies are
+compared query by query (paired), so what makes a query hard cancels.
 """
 
 import json
 import math
 import re
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import bandit
 import data
-import distributed
 import reward
 import rollout
+from infra import distributed, flags, models
+from infra.curve import plus_minus
+from infra.seeding import Purpose, seed_for
+from infra.train_state import TrainState
+
+# --- grading --------------------------------------------------------------------------------------
 
 
-def judge(tokenizer, queries, rollouts):
-    """(right, in_format, texts) of rollouts, len(rollouts) / len(queries) of each query side by side.
+class Grades(NamedTuple):
+    right: np.ndarray  # bool: the answer, in the asked format, equals the gold one
+    in_format: np.ndarray  # bool: there is an answer in the asked format
+    texts: list[str]  # the completions
 
-    right: whether the answer, in the format asked for, equals the gold one; in_format: whether there was one. Of a
-    completion cut by its length the last number may be half a number, so it is not read as an answer.
+
+def grade(
+    tokenizer: PreTrainedTokenizerBase, queries: list[data.Query], rollouts: list[rollout.Rollout]
+) -> Grades:
+    """Grade rollouts; those of one query stand side by side, as many for each.
+
+    The last number of a truncated completion may be half a number, so it is not read.
     """
     n = len(rollouts) // len(queries)
-    texts = tokenizer.batch_decode([r.tokens for r in rollouts], skip_special_tokens=True)
-    right, in_format = np.zeros(len(rollouts), dtype=bool), np.zeros(len(rollouts), dtype=bool)
+    tokens = [one.tokens for one in rollouts]
+    # batch_decode makes a text of no rollouts at all.
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
+    right = np.zeros(len(rollouts), dtype=bool)
+    in_format = np.zeros(len(rollouts), dtype=bool)
     for i, (one, text) in enumerate(zip(rollouts, texts, strict=True)):
         query = queries[i // n]
-        if one.cut:
+        if one.truncated:
             text = re.sub(r"####[^\n]*\Z", "", text)
         verdict = reward.judge(text, query.gold, query.form)
-        in_format[i], right[i] = verdict.extracted is not None, verdict.correct
-    return right, in_format, texts
+        right[i] = verdict.correct
+        in_format[i] = verdict.extracted is not None
+    return Grades(right, in_format, texts)
 
 
-def pass_at_k(samples, right, k):
-    """Equation (10): 1 - C(n-c, k) / C(n, k), unbiased from n samples, c of them right (arXiv:2107.03374); k <= n."""
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Equation (10), the unbiased pass@k from `samples` >= k samples (arXiv:2107.03374)."""
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs at least {k} samples, there are {samples}")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def mean_and_se(values):
-    """(mean, its standard error) of one value a query: of verdicts, the estimate of equation (1) of the README.
+def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of one value a query, and its standard error (nan for a single query).
 
-    The error is nan for a single query.
+    Of verdicts, the mean is the estimate of equation (1).
     """
     values = np.asarray(values, dtype=float)
-    return values.mean(), values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean(), error
 
 
-def spread(right):
-    """Standard deviation of the success rate between queries, right [queries, samples], sampling noise taken out."""
-    p = right.mean(axis=1)
-    return max(0.0, p.var(ddof=1) - (p * (1 - p) / (right.shape[1] - 1)).mean()) ** 0.5
+def mean_pass_at_k(right: np.ndarray, k: int) -> tuple[float, float]:
+    """pass@k over queries with its standard error, from right [queries, samples]."""
+    samples = right.shape[1]
+    return mean_and_se([pass_at_k(samples, int(count), k) for count in right.sum(axis=1)])
 
 
-def success(model, tokenizer, queries, samples, *, temperature=1.0, seed=0, progress=None, **sampling):
-    """(right, in_format) [queries, samples] of bool, and the rollouts; sampled at `temperature`, 0 is greedy.
+def between_query_std(right: np.ndarray) -> float:
+    """The std of the success rate between queries, without the noise of sampling.
 
-    progress: the words beside a bar, shown on a terminal only; sampling: what else rollout.sample takes. Where there
-    are several processes each samples a part, and all get the whole.
+    right: [queries, samples] of bool.
     """
-    with tqdm(total=len(queries) * samples, desc=progress, leave=False,
-              disable=None if progress and distributed.is_first() else True) as bar:
-        rollouts = distributed.sample(model, data.encode(tokenizer, queries), samples, temperature=temperature,
-                                      seed=seed, end_ids=rollout.end_ids(model, tokenizer), progress=bar.update,
-                                      **sampling)
-    right, in_format, _ = judge(tokenizer, queries, rollouts)
+    rates = right.mean(axis=1)
+    sampling_variance = (rates * (1 - rates) / (right.shape[1] - 1)).mean()
+    return max(0.0, rates.var(ddof=1) - sampling_variance) ** 0.5
+
+
+# --- sampling and grading -------------------------------------------------------------------------
+
+
+def sample_and_grade(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[data.Query],
+    samples: int, *, temperature: float = 1.0, seed: int = 0, progress: str | None = None,
+    **sampling: Any,
+) -> tuple[np.ndarray, np.ndarray, list[rollout.Rollout]]:  # fmt: skip
+    """(right, in_format), both [queries, samples] of bool, and the rollouts.
+
+    temperature: 0 is greedy.
+    progress: the words beside a bar, which is shown on a terminal only.
+    sampling: what else rollout.sample takes.
+    """
+    hidden = None if progress and distributed.is_main_process() else True
+    total = len(queries) * samples
+    with tqdm(total=total, desc=progress, leave=False, disable=hidden) as bar:
+        rollouts = rollout.sample_sharded(
+            model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
+            end_ids=models.end_ids(model, tokenizer), progress=bar.update, **sampling,
+        )  # fmt: skip
+    grades = grade(tokenizer, queries, rollouts)
     shape = (len(queries), samples)
-    return right.reshape(shape), in_format.reshape(shape), rollouts
+    return grades.right.reshape(shape), grades.in_format.reshape(shape), rollouts
 
 
-def main():
-    parser = data.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a path, a hub name")
-    parser.add_argument("--against", help="a second model: the paired difference of the first to it")
-    parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
-    parser.add_argument("--split", default="test", choices=["train", "test"])
-    parser.add_argument("--queries", type=int, help="only the first K queries (default: all)")
-    parser.add_argument("--samples", type=int, default=16, help="completions a query; pass@k for k = 1, 2, 4, ... ")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--cache-tokens", type=int, help="bound on the memory: the tokens kept in the cache at a time")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="a file for one JSON line per query (default: none)")
+# --- what a training run measures -----------------------------------------------------------------
+
+
+def evaluate_run(
+    args: Namespace, state: TrainState, sets: data.ProblemSets, before_or_after: bool
+) -> None:
+    """Append the lines of this round to evals.jsonl, one a split, unless they are there already.
+
+    Each has pass@1 with one sample a query at temperature 1. Before and after the run they also
+    have greedy accuracy, and the test set's has pass@k.
+    """
+    if state.evaluated == state.round:
+        return
+    state.timer.enter("evaluation")
+    results = []
+    for split, queries in (("train", sets.train), ("test", sets.test)):
+        line = evaluate_split(args, state, split, queries, before_or_after)
+        # JSON has no nan, which is the standard error of a single query.
+        line = {key: None if value != value else value for key, value in line.items()}
+        state.folder.append("evals", line)
+        results.append(f"{split} {line['pass@1']:.3f}{plus_minus(line['se'])}")
+    state.evaluated = state.round
+    state.timer.enter("sampling")
+    tqdm.write(f"round {state.round:>4}: pass@1 " + ", ".join(results))
+
+
+def evaluate_split(
+    args: Namespace, state: TrainState, split: str, queries: list[data.Query],
+    before_or_after: bool,
+) -> dict:  # fmt: skip
+    """The line of one split (docs/log.md explains the fields)."""
+    is_test = split == "test"
+
+    def measure(some: list[data.Query], samples: int, name: str, **options: float) -> tuple:
+        return sample_and_grade(
+            state.model, state.tokenizer, some, samples, progress=f"{name}, {split}",
+            **options, **state.sampling,
+        )  # fmt: skip
+
+    purpose = Purpose.TEST_EVALUATION if is_test else Purpose.TRAIN_EVALUATION
+    right, in_format, rollouts = measure(
+        queries, 1, "pass@1", seed=seed_for(args.seed, purpose, state.round)
+    )
+    value, se = mean_and_se(right[:, 0])
+    line = {
+        "round": state.round,
+        "split": split,
+        "pass@1": value,
+        "se": se,
+        "in_format": in_format.mean(),
+        "length": np.mean([len(one.tokens) for one in rollouts]),
+        "truncated": np.mean([one.truncated for one in rollouts]),
+    }
+    if before_or_after:
+        greedy, _, _ = measure(queries, 1, "greedy", temperature=0)
+        line["greedy"], line["greedy_se"] = mean_and_se(greedy[:, 0])
+    k = args.eval_samples
+    if is_test and before_or_after and k > 1:
+        seed = seed_for(args.seed, Purpose.PASS_AT_K, state.round)
+        right_k, _, _ = measure(queries[: args.eval_queries], k, f"pass@{k}", seed=seed)
+        line[f"pass@{k}"], line[f"pass@{k}_se"] = mean_pass_at_k(right_k, k)
+    if is_test and distributed.is_main_process():
+        line["kl"] = kl_to_base(args, state, queries[:64], rollouts[:64]) if state.round else 0.0
+    line["right"] = right[:, 0].astype(int).tolist()
+    return line
+
+
+def kl_to_base(
+    args: Namespace, state: TrainState, queries: list[data.Query], rollouts: list[rollout.Rollout]
+) -> float:
+    """The mean k3 per token of the KL to the base model, on rollouts of the policy, in nats."""
+    base = state.load_base_model()
+    prompts, completions = data.encode(state.tokenizer, queries), [one.tokens for one in rollouts]
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    distances = []
+    with torch.no_grad():
+        for rows in bandit.micro_batches(lengths, args.micro_tokens):
+            texts = [prompts[i] for i in rows], [completions[i] for i in rows]
+            policy_logprobs = bandit.completion_logprobs(state.model, *texts)
+            distances.append(policy_logprobs - bandit.completion_logprobs(base, *texts))
+    return bandit.KL_ESTIMATORS["k3"](torch.cat(distances)).mean().item()
+
+
+def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> list[dict]:
+    """The lines of samples.jsonl: two completions of each of the first four test queries, before
+    and after, with the log-probabilities of their tokens under both policies."""
+    policies = {"before": state.load_base_model(), "after": state.model}
+    queries = sets.test[:4]
+    prompts = data.encode(state.tokenizer, queries)
+    seed = seed_for(args.seed, Purpose.SAMPLES)
+    lines = []
+    for name, model in policies.items():
+        rollouts = rollout.sample(
+            model, prompts, 2, end_ids=state.end_ids, seed=seed, **state.sampling
+        )
+        right, _, texts = grade(state.tokenizer, queries, rollouts)
+        for i, one in enumerate(rollouts):
+            query, prompt = queries[i // 2], prompts[i // 2]
+            line = {
+                "query": i // 2,
+                "prompt": query.prompt,
+                "gold": query.gold,
+                "policy": name,
+                "completion": texts[i],
+                "right": bool(right[i]),
+                "reward": args.right_reward if right[i] else args.wrong_reward,
+                "truncated": one.truncated,
+                "tokens": [state.tokenizer.decode([token]) for token in one.tokens],
+            }
+            for other, policy in policies.items():
+                with torch.no_grad():
+                    logprobs = bandit.completion_logprobs(policy, [prompt], [one.tokens])
+                line[f"logprobs_{other}"] = [round(x, 4) for x in logprobs.tolist()]
+            lines.append(line)
+    return sorted(lines, key=lambda line: line["query"])
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = flags.FlagParser(description=__doc__.split("\n")[0])
+    flag = parser.add_argument
+    flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
+    flag("--against", help="a second model: the paired difference of the first to it")
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--split", default="test", choices=["train", "test"])
+    flag("--queries", type=int, help="only the first K queries (default: all)")
+    flag("--samples", type=int, default=16, help="completions a query; pass@k for k = 1, 2, 4, ...")
+    flag("--temperature", type=float, default=1.0)
+    flag("--max-new-tokens", type=int, default=64)
+    flag("--cache-tokens", type=int, help="bound on the sampler's memory, in cached tokens")
+    flag("--seed", type=int, default=0)
+    flag("--out", help="a file for one JSON line per query (default: none)")
     args = parser.parse_args()
     try:
         compare(args)
@@ -102,54 +269,90 @@ def main():
         sys.exit(f"evaluate.py: {error}")
 
 
-def compare(args):
-    """Print what the flags ask for; raises ValueError, in one sentence, for a bad one."""
+def compare(args: Namespace) -> None:
+    """Print what the flags ask for; raise ValueError, in one sentence, for bad ones."""
     if args.samples < 1 or (args.queries is not None and args.queries < 1):
         raise ValueError("--samples and --queries must be at least 1")
     if args.temperature <= 0:
-        raise ValueError(f"--temperature {args.temperature:g} must be above 0 (greedy is always shown beside it)")
+        raise ValueError(
+            f"--temperature {args.temperature:g} must be above 0 (greedy is always shown too)"
+        )
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
-    queries = data.load(args.data, args.split)[:args.queries]
-    loaded = [(name, *rollout.load(name, dtype=rollout.compute_dtype()))
-              for name in filter(None, (args.model, args.against))]
-    rollout.use_threads(loaded[0][1])
+    queries = data.load(args.data, args.split)[: args.queries]
+    names = [name for name in (args.model, args.against) if name]
+    loaded = {name: models.load(name, dtype=models.compute_dtype()) for name in names}
+    models.set_threads(loaded[args.model][0])
     if args.out:
-        Path(args.out).write_text("")  # said now if it cannot be written, not after the sampling
+        Path(args.out).write_text("")  # fail now, not after the sampling
 
-    shares = []
-    for name, model, tokenizer in loaded:
-        sampling = dict(max_new_tokens=args.max_new_tokens, cache_tokens=args.cache_tokens)
-        right, in_format, _ = success(model, tokenizer, queries, args.samples, temperature=args.temperature,
-                                      seed=args.seed, progress=f"{name}, sampled", **sampling)
-        greedy, _, _ = success(model, tokenizer, queries, 1, temperature=0, progress=f"{name}, greedy", **sampling)
-        shares.append(right.mean(axis=1))
-        print(f"\n{name} on {args.data}, {args.split}: {len(queries)} queries x {args.samples} samples at "
-              f"temperature {args.temperature:g}; value ± standard error")
-        powers = [2**i for i in range(20) if 2**i <= args.samples]
-        for k in powers:
-            value, se = mean_and_se([pass_at_k(args.samples, int(c), k) for c in right.sum(axis=1)])
-            print(f"  pass@{k:<3} {value:.3f} ± {se:.3f}")
-        value, se = mean_and_se(greedy[:, 0])
-        print(f"  greedy   {value:.3f} ± {se:.3f}")
-        print(f"  answers in the asked format: {in_format.mean():.3f}")
-        levels = np.array([query.level or 0 for query in queries])
-        for level in sorted(set(levels) - {0}):
-            here = levels == level
-            value, se = mean_and_se(right[here].mean(axis=1))
-            print(f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, greedy {greedy[here, 0].mean():.3f} "
-                  f"({here.sum()} queries)")
+    rates = {}
+    sampling = {"max_new_tokens": args.max_new_tokens, "cache_tokens": args.cache_tokens}
+    for name in names:
+        policy = loaded[name]
+        right, in_format, _ = sample_and_grade(
+            *policy, queries, args.samples, temperature=args.temperature, seed=args.seed,
+            progress=f"{name}, sampled", **sampling,
+        )  # fmt: skip
+        greedy, _, _ = sample_and_grade(
+            *policy, queries, 1, temperature=0, progress=f"{name}, greedy", **sampling
+        )
+        rates[name] = right.mean(axis=1)
+        print(
+            f"\n{name} on {args.data}, {args.split}: {len(queries)} queries x {args.samples} "
+            f"samples at temperature {args.temperature:g}; value ± standard error"
+        )
+        print_figures(queries, right, greedy[:, 0], in_format)
         if args.out:
-            with open(args.out, "a") as file:
-                for i, query in enumerate(queries):
-                    file.write(json.dumps({"model": name, "query": i, "level": query.level, "gold": query.gold, "right":
-                                           right[i].astype(int).tolist(), "greedy": int(greedy[i, 0])}) + "\n")
+            append_lines(Path(args.out), name, queries, right, greedy[:, 0])
     if args.out:
         print(f"\na JSON line per query: {Path(args.out)}")
     if args.against:
-        value, se = mean_and_se(shares[0] - shares[1])
-        print(f"\n{args.model} - {args.against}: pass@1 {value:+.3f}, 95 % interval "
-              f"[{value - 1.96 * se:+.3f}, {value + 1.96 * se:+.3f}], paired over {len(queries)} queries")
+        value, se = mean_and_se(rates[args.model] - rates[args.against])
+        print(
+            f"\n{args.model} - {args.against}: pass@1 {value:+.3f}, 95 % interval "
+            f"[{value - 1.96 * se:+.3f}, {value + 1.96 * se:+.3f}], paired over "
+            f"{len(queries)} queries"
+        )
+
+
+def print_figures(
+    queries: list[data.Query], right: np.ndarray, greedy: np.ndarray, in_format: np.ndarray
+) -> None:
+    """pass@k for powers of two, greedy accuracy, the share in format, and pass@1 by level."""
+    k = 1
+    while k <= right.shape[1]:
+        value, se = mean_pass_at_k(right, k)
+        print(f"  pass@{k:<3} {value:.3f} ± {se:.3f}")
+        k *= 2
+    value, se = mean_and_se(greedy)
+    print(f"  greedy   {value:.3f} ± {se:.3f}")
+    print(f"  answers in the asked format: {in_format.mean():.3f}")
+    levels = np.array([query.level or 0 for query in queries])
+    for level in sorted(set(levels) - {0}):
+        here = levels == level
+        value, se = mean_and_se(right[here].mean(axis=1))
+        print(
+            f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, greedy {greedy[here].mean():.3f} "
+            f"({here.sum()} queries)"
+        )
+
+
+def append_lines(
+    path: Path, name: str, queries: list[data.Query], right: np.ndarray, greedy: np.ndarray
+) -> None:
+    """Add one JSON line per query to a file."""
+    with open(path, "a") as file:
+        for i, query in enumerate(queries):
+            line = {
+                "model": name,
+                "query": i,
+                "level": query.level,
+                "gold": query.gold,
+                "right": right[i].astype(int).tolist(),
+                "greedy": int(greedy[i]),
+            }
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

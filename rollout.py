@@ -15,7 +15,7 @@ know exactly which distribution each token came from, and because most of the ti
   on the bound (but for rounding: the last bits of a product depend on the size of the batch);
 - on a GPU a block of steps runs without waiting for the host, each step the replay of a CUDA graph.
 
-Read `sample` first: the loop. `Table` keeps the books on the host, `Engine` holds the cache and does the arithmetic.
+Read `sample` first: the loop. `Scheduler` keeps the books on the host, `Decoder` holds the cache and does the arithmetic.
 
 Left out, with reason: beam search and top-p (another policy than the one trained); a paged cache (rows of one width
 waste some memory, but any attention can read them); attention that reads the prompt's keys once for all its rollouts
@@ -25,49 +25,47 @@ waste some memory, but any attention can read them); attention that reads the pr
 import contextlib
 import sys
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import logging
 
-TINY = Path(__file__).parent / "tiny"
+from infra import distributed, memory
 
 
 class Rollout(NamedTuple):
     tokens: list[int]  # the completion; ends with the end-of-sequence token unless it was cut
     logprobs: list[float]  # of each token, under the distribution that it was sampled from
-    cut: bool  # True if max_new_tokens came before the end-of-sequence token
+    truncated: bool  # True if max_new_tokens came before the end-of-sequence token
 
 
-class Pace(NamedTuple):
+class DecodeConfig(NamedTuple):
     every: int  # steps from one look at which rows have ended to the next
     grain: int  # the cached positions that a step reads are a multiple of this
     prefill: int  # prompt tokens of one forward pass
 
 
 # A look costs nothing on the CPU, and every position does; a GPU must not wait for the host, and needs few sizes.
-PACES = {"cpu": Pace(every=1, grain=1, prefill=2048), "cuda": Pace(every=16, grain=128, prefill=16384)}
+DECODE_CONFIGS = {"cpu": DecodeConfig(every=1, grain=1, prefill=2048), "cuda": DecodeConfig(every=16, grain=128, prefill=16384)}
 ROWS = 512  # decoded at a time, at most: a step has a cost of its own, which many rows share
 
 
 @torch.inference_mode()
 def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, seed=0, cache_tokens=None, compiled=False,
-           progress=None, numbers=None):
+           progress=None, prompt_indices=None):
     """n rollouts of each prompt: a list of len(prompts) * n Rollouts, those of one prompt side by side.
 
     prompts: list of lists of token ids, of any lengths; end_ids: the ids that end a completion.
     temperature 0 is greedy decoding, whose log-probabilities are those at temperature 1.
     The same seed gives the same rollouts. cache_tokens bounds the memory, not the result: the number of tokens whose
     keys and values are kept at a time (default: what half of the free memory holds). compiled: the step goes through
-    torch.compile. progress: is called with the number of rollouts that have just ended. numbers: which prompts of a
+    torch.compile. progress: is called with the number of rollouts that have just ended. prompt_indices: which prompts of a
     larger call these are, so that parts of it give the same rollouts as the whole (default: 0, 1, 2, ...).
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
@@ -77,36 +75,36 @@ def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, see
         raise ValueError("a prompt has no tokens")
     if not prompts:
         return []
-    numbers = range(len(prompts)) if numbers is None else numbers
-    pace = PACES.get(model.device.type, PACES["cpu"])
+    prompt_indices = range(len(prompts)) if prompt_indices is None else prompt_indices
+    pace = DECODE_CONFIGS.get(model.device.type, DECODE_CONFIGS["cpu"])
     width = max(map(len, prompts)) + max_new_tokens + pace.every  # the last block may run past the end
-    engine = engine_of(model, pace, min(len(prompts) * n, ROWS), width, cache_tokens, compiled)
-    table = Table(engine.rows, max_new_tokens, pace.every, end_ids, seed)
+    decoder = decoder_for(model, pace, min(len(prompts) * n, ROWS), width, cache_tokens, compiled)
+    table = Scheduler(decoder.rows, max_new_tokens, pace.every, end_ids, seed)
 
     # Taken from the end, the longest prompts first: like stands beside like, so little of a prefill is padding, and
     # the longest work does not begin last. A prompt of more rollouts than there are rows comes in parts.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    waiting = [range(i * n + part, min(i * n + part + engine.rows, i * n + n))
-               for i in order for part in range(0, n, engine.rows)]
+    waiting = [range(i * n + part, min(i * n + part + decoder.rows, i * n + n))
+               for i in order for part in range(0, n, decoder.rows)]
     rollouts = [None] * (len(prompts) * n)
-    with engine.sampling_from(model):
+    with decoder.sampling_from(model):
         while waiting or table.live:
-            free = engine.rows - table.live
-            if waiting and (not table.live or free >= max(engine.rows // 8, len(waiting[-1]))):
+            free = decoder.rows - table.live
+            if waiting and (not table.live or free >= max(decoder.rows // 8, len(waiting[-1]))):
                 groups = []
                 while waiting and len(waiting[-1]) <= free:
                     groups.append(waiting.pop())
                     free -= len(groups[-1])
-                engine.prefill([prompts[group[0] // n] for group in groups], [len(group) for group in groups],
+                decoder.prefill([prompts[group[0] // n] for group in groups], [len(group) for group in groups],
                                first=table.live)
                 for group in groups:
-                    table.admit(group, prompts[group[0] // n], numbers[group[0] // n] * n + group[0] % n)
-            tokens, logprobs = engine.decode(*table.next_steps(), temperature)
+                    table.admit(group, prompts[group[0] // n], prompt_indices[group[0] // n] * n + group[0] % n)
+            tokens, logprobs = decoder.decode(*table.next_steps(), temperature)
             if np.isnan(logprobs).any():
-                del ENGINES[model]  # its cache holds nan, which masks do not stop
+                del DECODERS[model]  # its cache holds nan, which masks do not stop
                 raise ValueError("the policy's probabilities are not finite: it has diverged")
-            ended, holes, movers = table.take_in(tokens, logprobs)
-            engine.move(holes, movers)
+            ended, free_rows, moved_rows = table.collect(tokens, logprobs)
+            decoder.compact(free_rows, moved_rows)
             for number, rollout in ended:
                 rollouts[number] = rollout
             if progress and ended:
@@ -114,10 +112,23 @@ def sample(model, prompts, n=1, *, max_new_tokens, end_ids, temperature=1.0, see
     return rollouts
 
 
+def sample_sharded(model, prompts, n=1, *, progress=None, **kwargs):
+    """sample(), split by prompts over the processes; every process gets all rollouts, as from one process."""
+    mine = distributed.shard(range(len(prompts)))
+    world_size = distributed.world_size()
+    report = progress and (lambda count: progress(count * world_size))
+    ours = sample(model, [prompts[i] for i in mine], n, prompt_indices=mine, progress=report, **kwargs)
+    rollouts = [None] * (len(prompts) * n)
+    for rank, part in enumerate(distributed.all_gather(ours)):
+        for k, i in enumerate(range(rank, len(prompts), world_size)):
+            rollouts[i * n:(i + 1) * n] = part[k * n:(k + 1) * n]
+    return rollouts
+
+
 # --- the host's side: who sits in which row ---------------------------------------------------------------------
 
 
-class Table:
+class Scheduler:
     """Which rollout each row holds, and what it has so far. Rows 0 to live - 1 are in use, without a gap."""
 
     def __init__(self, rows, max_new_tokens, every, end_ids, seed):
@@ -155,10 +166,10 @@ class Table:
         noise = self.noise[np.arange(self.live), length + np.arange(steps)[:, None]]
         return self.token[:self.live], self.position[:self.live], noise
 
-    def take_in(self, tokens, logprobs):
+    def collect(self, tokens, logprobs):
         """Write down what was drawn, [steps, live] each, and let go of what has ended.
 
-        Returns the ended as pairs (number, Rollout), and how the rows close up: row movers[i] is now row holes[i].
+        Returns the ended as pairs (number, Rollout), and how the rows close up: row moved_rows[i] is now row free_rows[i].
         """
         (steps, live), before = tokens.shape, self.length[:self.live]
         places = np.arange(live), before + np.arange(steps)[:, None]
@@ -174,71 +185,46 @@ class Table:
         for row in over.nonzero()[0]:
             kept = min(full[row], self.max_new_tokens)
             rollout = Rollout(self.tokens[row, :kept].tolist(), self.logprobs[row, :kept].tolist(),
-                              cut=bool(full[row] > self.max_new_tokens))
+                              truncated=bool(full[row] > self.max_new_tokens))
             ended.append((self.number[row], rollout))
         self.live -= len(ended)
-        holes, movers = over[:self.live].nonzero()[0], self.live + (~over[self.live:]).nonzero()[0]
-        if len(holes):
+        free_rows, moved_rows = over[:self.live].nonzero()[0], self.live + (~over[self.live:]).nonzero()[0]
+        if len(free_rows):
             for column in self.columns:
-                column[holes] = column[movers]
-        return ended, holes, movers
+                column[free_rows] = column[moved_rows]
+        return ended, free_rows, moved_rows
 
 
 # --- the device's side: the cache, and the step -----------------------------------------------------------------
 
-ENGINES = weakref.WeakKeyDictionary()  # model -> its engine: the cache and the captured steps serve many calls
+DECODERS = weakref.WeakKeyDictionary()  # model -> its decoder: the cache and the captured steps serve many calls
 
 
-def engine_of(model, pace, rows, width, cache_tokens, compiled):
-    """The model's engine, made anew where the one it has does not serve: too small, or larger than the bound."""
+def decoder_for(model, pace, rows, width, cache_tokens, compiled):
+    """The model's decoder, made anew where the one it has does not serve: too small, or larger than the bound."""
     kind = model.device, model.dtype, compiled
     width = -(-width // pace.grain) * pace.grain
-    engine = ENGINES.get(model)
+    decoder = DECODERS.get(model)
     bound = cache_tokens
     if bound is None:
-        held = engine.rows * engine.width if engine else 0
-        bound = max(width, (held + int(free_memory(model.device) / token_bytes(model))) // 2)
+        held = decoder.rows * decoder.width if decoder else 0
+        bound = max(width, (held + int(memory.free_memory(model.device) / memory.cache_bytes_per_token(model))) // 2)
     if bound < width:
         raise ValueError(f"--cache-tokens {bound} cannot hold one rollout: the longest prompt and --max-new-tokens "
                          f"need {width}")
-    fits = engine and engine.kind == kind and engine.width >= width
+    fits = decoder and decoder.kind == kind and decoder.width >= width
     if fits and cache_tokens is None:  # free memory comes and goes: not for a few rows
-        fits = engine.rows >= 0.8 * min(rows, bound // engine.width)
+        fits = decoder.rows >= 0.8 * min(rows, bound // decoder.width)
     elif fits:
-        fits = bound // engine.width >= engine.rows >= min(rows, bound // engine.width)
+        fits = bound // decoder.width >= decoder.rows >= min(rows, bound // decoder.width)
     if not fits:
-        ENGINES.pop(model, None)
-        engine = None  # its memory goes before the new one's comes
-        engine = ENGINES[model] = Engine(model, pace, max(1, min(rows, bound // width)), width, kind)
-    return engine
+        DECODERS.pop(model, None)
+        decoder = None  # its memory goes before the new one's comes
+        decoder = DECODERS[model] = Decoder(model, pace, max(1, min(rows, bound // width)), width, kind)
+    return decoder
 
 
-def cache_shape(model):
-    """(layers, heads, head size) of the cached keys."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, heads, size
-
-
-def token_bytes(model):
-    """Of the keys and values of one token."""
-    return 2 * int(np.prod(cache_shape(model))) * model.dtype.itemsize
-
-
-def free_memory(device):
-    """Bytes that can still be had; 4 GiB where the system does not tell."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 * 2**30
-
-
-class Engine:
+class Decoder:
     """The cache, `rows` rows of `width` tokens, and the step that decodes them. Knows nothing of rollouts."""
 
     def __init__(self, model, pace, rows, width, kind):
@@ -253,9 +239,9 @@ class Engine:
         # Where the cache writes and reads: set before each pass, read by all layers.
         self.at = SimpleNamespace(filling=None, rows=0, length=0, row=torch.arange(rows, device=device),
                                   position=self.position)
-        layers, heads, size = cache_shape(model)
+        layers, heads, size = memory.cache_shape(model)
         room = [torch.zeros(2, rows, heads, width, size, dtype=self.dtype, device=device) for _ in range(layers)]
-        self.cache = Cache(layers=[Slots(self.at, both, last=both is room[-1]) for both in room])
+        self.cache = Cache(layers=[KVCacheLayer(self.at, both, last=both is room[-1]) for both in room])
         self.graphs = {} if device.type == "cuda" else None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # the one that captures
         self.forward = torch.compile(forward) if compiled else forward
@@ -280,7 +266,7 @@ class Engine:
             for module, training in modes:
                 module.training = training
             model.set_attn_implementation(attention)
-            self.policy = None  # an engine must not keep its model alive
+            self.policy = None  # an decoder must not keep its model alive
 
     def prefill(self, prompts, copies, first):
         """Cache all but the last token of each prompt, longest first, in copies[i] rows each, from row `first` on.
@@ -298,7 +284,7 @@ class Engine:
                 ids[i, :len(prompt) - 1] = torch.tensor(prompt[:-1])
             source = torch.arange(len(ids)).repeat_interleave(torch.tensor(copies[:count]))
             self.at.filling = slice(row, row + len(source)), source.to(self.token.device)
-            with contextlib.suppress(Filled):
+            with contextlib.suppress(PrefillDone):
                 self.policy(input_ids=ids.to(self.token.device), past_key_values=self.cache, use_cache=True,
                             logits_to_keep=1)
             row += len(source)
@@ -314,7 +300,7 @@ class Engine:
         rows, length = live, int(position.max()) + steps
         if self.graphs is not None:  # few sizes: a step is captured for each. The rows too many decode nonsense
             rows = min(2 ** (live - 1).bit_length(), self.rows)
-        self.length = length = -(-length // self.pace.grain) * self.pace.grain  # kept for `move`
+        self.length = length = -(-length // self.pace.grain) * self.pace.grain  # kept for `compact`
         noise = torch.from_numpy(noise).to(self.noise.device)
         self.position.zero_()
         self.position[:live, 0] = torch.from_numpy(position)
@@ -335,7 +321,7 @@ class Engine:
         mask = torch.zeros(rows, length, dtype=self.dtype, device=position.device)
         mask.masked_fill_(self.places[:length] > position, -torch.inf)
         logits = self.forward(self.policy, self.cache, self.token[:rows], position, mask[:, None, None])
-        return draw(logits, temperature, self.noise[:rows])
+        return sample_token(logits, temperature, self.noise[:rows])
 
     def replay(self, *key):
         """The step; on a GPU captured once for each (rows, length, temperature) and replayed from then on."""
@@ -365,12 +351,12 @@ class Engine:
         torch.cuda.current_stream().wait_stream(self.stream)
         return graph, outputs
 
-    def move(self, holes, movers):
-        """Rows `movers` of the cache take the places of rows `holes`."""
-        if len(holes):
-            holes, movers = (torch.from_numpy(rows).to(self.token.device) for rows in (holes, movers))
+    def compact(self, free_rows, moved_rows):
+        """Rows `moved_rows` of the cache take the places of rows `free_rows`."""
+        if len(free_rows):
+            free_rows, moved_rows = (torch.from_numpy(rows).to(self.token.device) for rows in (free_rows, moved_rows))
             for layer in self.cache.layers:
-                layer.both[:, holes, :, :self.length] = layer.both[:, movers, :, :self.length]
+                layer.both[:, free_rows, :, :self.length] = layer.both[:, moved_rows, :, :self.length]
 
 
 def forward(policy, cache, token, position, mask):
@@ -379,11 +365,11 @@ def forward(policy, cache, token, position, mask):
                   logits_to_keep=1).logits[:, -1]
 
 
-class Filled(Exception):
+class PrefillDone(Exception):
     """The last layer has its keys and values: the rest of a prefill is not needed."""
 
 
-class Slots(CacheLayerMixin):
+class KVCacheLayer(CacheLayerMixin):
     """The keys and values of one layer, both [2, rows, heads, width, head size], each written at (row, position).
 
     transformers' own caches copy everything at every token, or have one length for all rows.
@@ -404,7 +390,7 @@ class Slots(CacheLayerMixin):
             self.keys[rows, :, :keys.shape[2]] = keys[source]
             self.values[rows, :, :keys.shape[2]] = values[source]
             if self.last:
-                raise Filled
+                raise PrefillDone
             return keys, values
         place = at.row[:at.rows], slice(None), at.position[:at.rows, 0]
         self.keys[place], self.values[place] = keys[:, :, 0], values[:, :, 0]
@@ -444,7 +430,7 @@ AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
-def draw(logits, temperature, u):
+def sample_token(logits, temperature, u):
     """One token a row and its log-probability, both [rows]: the inverse of the cumulative distribution at u [rows].
 
     Cumulated in float64: in float32 a third of a vocabulary of 150,000 tokens would get no width at all.
@@ -454,16 +440,16 @@ def draw(logits, temperature, u):
     if temperature == 0:
         token = chances.argmax(dim=-1, keepdim=True)
     elif chances.shape[1] <= 4096:
-        token = invert(chances, u[:, None])[0]
+        token = inverse_cdf(chances, u[:, None])[0]
     else:  # a large vocabulary: first the part of it, then the token there, so that less is written and read
         parts = torch.nn.functional.pad(chances, (0, -chances.shape[1] % 512)).view(len(chances), -1, 512)
-        part, rest = invert(parts.sum(dim=-1, dtype=torch.float64), u[:, None])
+        part, rest = inverse_cdf(parts.sum(dim=-1, dtype=torch.float64), u[:, None])
         inside = parts.gather(1, part[:, :, None].expand(-1, -1, 512)).squeeze(1)
-        token = (512 * part + invert(inside, rest)[0]).clamp(max=chances.shape[1] - 1)
+        token = (512 * part + inverse_cdf(inside, rest)[0]).clamp(max=chances.shape[1] - 1)
     return token.squeeze(1), chances.gather(1, token).log().squeeze(1)
 
 
-def invert(chances, u):
+def inverse_cdf(chances, u):
     """Where the distribution `chances` [rows, K], not normalized, has cumulated to u [rows, 1], and how far inside.
 
     Returns the index [rows, 1] and the share of its own chance that lies below u: uniform again, if u was.
@@ -474,77 +460,11 @@ def invert(chances, u):
     return index, 1 - (sums.gather(1, index) - goal) / chances.gather(1, index)
 
 
-# --- loading a model -------------------------------------------------------------------------------------------
-
-
-def load(name, device=None, dtype=torch.float32):
-    """(model, tokenizer) of `tiny-qwen2`, `tiny-llama`, `tiny-olmo2`, a folder, or a model of the hub.
-
-    device: default the GPU, if there is one; dtype: of the weights. Raises ValueError, in one sentence, when there is
-    no such model.
-    """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # its bar of loaded weights would stand between ours
-    path = str(TINY / name[5:]) if name in ("tiny-qwen2", "tiny-llama", "tiny-olmo2") else name
-    try:
-        if "/" not in path and not Path(path).exists():  # not worth asking the hub, whose models are owner/name
-            raise ValueError("no such folder")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    except Exception as error:  # a missing folder, a damaged file, an unknown architecture, no network: many kinds
-        reason = str(error).strip().split("\n")[0]
-        if "gated" in str(error).lower():
-            raise ValueError(f"--model {name}: its owners ask for their terms to be accepted first, on "
-                             f"https://huggingface.co/{name}; then log in with `hf auth login`, or name a folder with "
-                             "its files") from None
-        raise ValueError(f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
-                         f"the hub that can be loaded ({reason})") from None
-    config = model.config.get_text_config()
-    if not hasattr(config, "num_attention_heads"):
-        raise ValueError(f"--model {name}: {type(model).__name__} has no attention, for whose keys the cache is")
-    kinds, rope = getattr(config, "layer_types", None), getattr(config, "rope_parameters", None) or {}
-    if set(kinds) != {"full_attention"} if kinds else getattr(config, "sliding_window", None):
-        raise ValueError(f"--model {name}: has layers without full attention, which the sampler has no cache for")
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        raise ValueError(f"--model {name}: its rotary frequencies depend on the longest row of a batch, so a rollout "
-                         "would depend on its neighbours")
-    for parameter in model.parameters():  # not model.to(dtype): it would round the rotary frequencies too
-        parameter.data = parameter.data.to(dtype)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
-
-
-def is_tiny(name):
-    """Whether a model is one of ours or as small: a folder with less than 20 MB of weights."""
-    weights = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
-    return name.startswith("tiny-") or bool(weights) and sum(weights) < 20e6
-
-
-def compute_dtype():
-    """What to compute in: bfloat16 on a GPU, whose matrix units want it, else float32."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-
-
-def use_threads(model, threads=None):
-    """Set the CPU threads: those asked for, else what suits the model's size.
-
-    Below five million parameters a product is too small to be shared out well: two threads gained a quarter, two runs
-    side by side gain more. Above, as many as torch finds cores.
-    """
-    small = sum(p.numel() for p in model.parameters()) < 5_000_000
-    torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
-
-
-def end_ids(model, tokenizer):
-    """All ids that end a completion: the generation config's (chat models name several) and the tokenizer's."""
-    ids = model.generation_config.eos_token_id
-    ids = set(ids) if isinstance(ids, (list, tuple)) else {ids}
-    return (ids | {tokenizer.eos_token_id}) - {None}
-
-
 if __name__ == "__main__":
     import data
+    from infra import flags, models
 
-    parser = data.Parser(description="Print a few completions of a model.")
+    parser = flags.FlagParser(description="Print a few completions of a model.")
     parser.add_argument("--model", default="tiny-qwen2", help="tiny-qwen2, tiny-llama, tiny-olmo2, a path, a hub name")
     parser.add_argument("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     parser.add_argument("--queries", type=int, default=3, help="how many queries")
@@ -558,16 +478,16 @@ if __name__ == "__main__":
         if args.queries < 1:
             raise ValueError(f"--queries {args.queries} must be at least 1")
         queries = data.load(args.data, "test")[:args.queries]
-        model, tokenizer = load(args.model, dtype=compute_dtype())
-        use_threads(model)
+        model, tokenizer = models.load(args.model, dtype=models.compute_dtype())
+        models.set_threads(model)
         rollouts = sample(model, data.encode(tokenizer, queries), args.rollouts, seed=args.seed,
-                          max_new_tokens=args.max_new_tokens, end_ids=end_ids(model, tokenizer),
+                          max_new_tokens=args.max_new_tokens, end_ids=models.end_ids(model, tokenizer),
                           temperature=args.temperature, cache_tokens=args.cache_tokens)
     except (ValueError, OSError) as error:
         sys.exit(f"rollout.py: {error}")
     for i, query in enumerate(queries):
         print(f"\n=== {query.prompt}\n    (reference answer: {query.gold})")
         for rollout in rollouts[i * args.rollouts:(i + 1) * args.rollouts]:
-            how = "cut by length" if rollout.cut else "ended by itself"
+            how = "cut by length" if rollout.truncated else "ended by itself"
             print(f"--- {len(rollout.tokens)} tokens, log-probability {sum(rollout.logprobs):.2f}, {how}")
             print(tokenizer.decode(rollout.tokens, skip_special_tokens=True))

@@ -1,0 +1,16 @@
+"""What safety and scale need. A first reading of the repository skips this folder.
+
+train_state.py    everything that changes during a run: saved, resumed, finished
+run_folder.py     a run's folder: its flags, its logs, its clock, the request to stop
+checkpoint.py     checkpoints that survive a kill at any moment
+seeding.py        one seed for each purpose and round
+optimizer.py      AdamW on float32 master weights
+distributed.py    many processes that behave like one
+models.py         loading a model, its number format, its threads, its end-of-sequence ids
+memory.py         how much memory there is, and what to lower when it runs out
+flags.py          types of flags, and combinations of flags that are refused
+curve.py          the figure of one run and its account in words
+math_equality.py  when two mathematical answers are the same
+
+Nothing here imports a script of the root or of lab/.
+"""

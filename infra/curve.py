@@ -1,0 +1,201 @@
+"""One run as a figure and in words: curve.png, and the account that ends a run."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draw into files only, so no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from infra.run_folder import read_lines  # noqa: E402
+
+# Okabe and Ito's colours, which stay distinct for colour-blind readers and in print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+COLORS = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
+QUESTIONS_SHOWN = 2  # in the account, each with a completion before and one after
+
+
+def smooth(values: list[float], width: int = 20) -> np.ndarray:
+    """Running mean over the last `width` values."""
+    sums = np.concatenate([[0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def draw_curve(folder: Path | str) -> None:
+    """Write curve.png of a run: what it learnt on the left, how it changed on the right."""
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    metrics = read_lines(folder / "metrics.jsonl")
+    evals = read_lines(folder / "evals.jsonl")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4), sharex=True, layout="constrained"
+    )
+    draw_accuracy(left, metrics, evals)
+    draw_diagnostics(right, metrics)
+    left.set_title(
+        f"{config['model']} on {config['data']}: {config['batch_size']} queries x "
+        f"{config['rollouts']} rollouts, advantage {config['advantage']}, seed {config['seed']}",
+        fontsize=9,
+    )
+    figure.savefig(folder / "curve.png", dpi=130)
+    plt.close(figure)
+
+
+def draw_accuracy(axes: plt.Axes, metrics: list[dict], evals: list[dict]) -> None:
+    """The share of right rollouts in each round, and pass@1 with 95 % intervals over queries."""
+    rounds = [line["round"] for line in metrics]
+    accuracy = [line["accuracy"] for line in metrics]
+    axes.plot(
+        rounds, accuracy, color=GREY, alpha=0.35, linewidth=0.8,
+        label="rollouts judged right, each round",
+    )  # fmt: skip
+    axes.plot(
+        rounds, smooth(accuracy), color=GREY, linewidth=2, label="the same, mean of 20 rounds"
+    )
+    for split, color, marker in (("train", BLUE, "o"), ("test", ORANGE, "s")):
+        lines = [line for line in evals if line["split"] == split]
+        axes.errorbar(
+            [line["round"] for line in lines],
+            [line["pass@1"] for line in lines],
+            [1.96 * (line["se"] or 0) for line in lines],
+            color=color, marker=marker, capsize=3,
+            label=f"pass@1 on the whole {split} set ± 95 %",
+        )  # fmt: skip
+    axes.set(xlabel="round", ylabel="share right", ylim=(0, 1))
+    axes.legend(loc="best", fontsize=8)
+
+
+def draw_diagnostics(axes: plt.Axes, metrics: list[dict]) -> None:
+    """Format, correctness, truncation and entropy, each as a running mean of 20 rounds."""
+    rounds = [line["round"] for line in metrics]
+
+    def draw(values: list[float], label: str, color: str, style: str, width: float = 2) -> None:
+        axes.plot(
+            rounds, smooth(values), color=color, linestyle=style, linewidth=width, label=label
+        )
+
+    draw([line["in_format"] for line in metrics], "answers in the asked format", GREEN, "-")
+    among = [line["accuracy_in_format"] or 0 for line in metrics]
+    draw(among, "right among those", BLUE, "--")
+    draw([line["truncated"] for line in metrics], "truncated by length", ORANGE, ":")
+    entropy = [line["entropy"] for line in metrics]
+    draw(entropy, "entropy per token (nats)", "black", "-.", width=1)
+    axes.set(xlabel="round", ylabel="share, or nats", title="mean of 20 rounds")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best", fontsize=8)
+
+
+# --- before and after --------------------------------------------------------------------------
+
+
+def before_and_after(evals: list[dict]) -> dict:
+    """The figures of the first and of the last evaluation, as summary.json holds them."""
+    summary = {}
+    for split in ("train", "test"):
+        lines = [line for line in evals if line["split"] == split]
+        for when, line in (("before", lines[0]), ("after", lines[-1])):
+            summary[f"{split}_pass@1_{when}"] = line["pass@1"]
+            summary[f"{split}_pass@1_{when}_se"] = line["se"]
+            summary[f"{split}_in_format_{when}"] = line["in_format"]
+            for name in line:
+                if f"{name}_se" in line:  # pass@k and greedy come with their standard errors
+                    summary[f"{split}_{name}_{when}"] = line[name]
+                    summary[f"{split}_{name}_{when}_se"] = line[f"{name}_se"]
+    return summary
+
+
+# --- the account in words -------------------------------------------------------------------------
+
+
+def plus_minus(error: float | None) -> str:
+    """" ± 0.014"; the standard error of a single query is unknown."""
+    return " ± ?" if error is None else f" ± {error:.3f}"
+
+
+def account(folder: Path | str) -> str:
+    """What a run learnt, in a few sentences: examples, gains, their split, where the files are."""
+    folder = Path(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    evals = read_lines(folder / "evals.jsonl")
+    lines = [
+        *examples_in_words(read_lines(folder / "samples.jsonl")),
+        "",
+        *(gain_in_words(split, summary, evals) for split in ("train", "test")),
+        split_in_words(summary),
+        *pass_at_k_in_words(summary),
+        f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "
+        f"({summary['regret']:,} of them wrong), {summary['seconds']:.0f} s. "
+        f"Curve, metrics, samples and the model: {folder}/",
+    ]
+    return "\n".join(lines)
+
+
+def examples_in_words(samples: list[dict]) -> list[str]:
+    """The first completion of each policy for the first questions."""
+    lines = []
+    for sample in samples[::2][: 2 * QUESTIONS_SHOWN]:
+        verdict = "right" if sample["right"] else "wrong"
+        question = sample["prompt"].split(" Let's think")[0]
+        if sample["policy"] == "before":
+            lines += ["", f"  {question}   (answer: {sample['gold']})"]
+        lines.append(f"    {sample['policy']:>6}, {verdict}: {sample['completion']!r}")
+    return lines
+
+
+def gain_in_words(split: str, summary: dict, evals: list[dict]) -> str:
+    """pass@1 before and after, and the gain with its paired standard error."""
+    before, after = summary[f"{split}_pass@1_before"], summary[f"{split}_pass@1_after"]
+    error_before = summary[f"{split}_pass@1_before_se"]
+    error_after = summary[f"{split}_pass@1_after_se"]
+    verdicts = [line["right"] for line in evals if line["split"] == split]
+    # The difference is taken query by query, so what makes a query hard cancels.
+    gains = np.array(verdicts[-1]) - np.array(verdicts[0])
+    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else None
+    return (
+        f"{split:>5} pass@1: {before:.3f}{plus_minus(error_before)} -> "
+        f"{after:.3f}{plus_minus(error_after)}, a gain of {after - before:+.3f}"
+        f"{plus_minus(error)} (standard errors)"
+    )
+
+
+def split_in_words(summary: dict) -> str:
+    """The gain on the test set, split into format and correctness.
+
+    pass@1 is the share of answers in the asked format times the share of those that are right. Each
+    factor's change times the other factor's mean is its part of the gain.
+    """
+    format_before, format_after = summary["test_in_format_before"], summary["test_in_format_after"]
+    pass_before, pass_after = summary["test_pass@1_before"], summary["test_pass@1_after"]
+    right_before = pass_before / format_before if format_before else 0
+    right_after = pass_after / format_after if format_after else 0
+    format_part = (format_after - format_before) * (right_before + right_after) / 2
+    correctness_part = (right_after - right_before) * (format_before + format_after) / 2
+    return (
+        f"On the test set {format_before:.0%} of the answers came in the asked format, now "
+        f"{format_after:.0%}; of those {right_before:.0%} were right, now {right_after:.0%}: "
+        f"format makes {format_part:+.3f} of the gain, correctness {correctness_part:+.3f} "
+        "(a description, not a cause)."
+    )
+
+
+def pass_at_k_in_words(summary: dict) -> list[str]:
+    """pass@k before and after, if the run measured it, with what it tells."""
+    lines = []
+    for key in summary:
+        name = key.removeprefix("test_").removesuffix("_before")
+        if key != f"test_{name}_before" or not name.startswith("pass@") or name == "pass@1":
+            continue
+        before, after = summary[f"test_{name}_before"], summary[f"test_{name}_after"]
+        error_before = summary[f"test_{name}_before_se"]
+        error_after = summary[f"test_{name}_after_se"]
+        tries = name.removeprefix("pass@")
+        lines.append(
+            f" test {name}: {before:.3f}{plus_minus(error_before)} -> "
+            f"{after:.3f}{plus_minus(error_after)}. What the base solves in {tries} tries can be "
+            "sharpened into one; a rise here comes from queries that it solved rarely or never"
+        )
+    return lines

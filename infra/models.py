@@ -1,0 +1,139 @@
+"""Loading a model: weights and tokenizer, number format, CPU threads, end-of-sequence ids."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+TINY = Path(__file__).parent.parent / "tiny"
+TINY_MODELS = ("tiny-qwen2", "tiny-llama", "tiny-olmo2")
+TINY_BYTES = 20e6  # a folder with less than this of weights counts as tiny
+FEW_PARAMETERS = 5_000_000  # below it one CPU thread is the default
+
+
+def load(
+    name: str, device: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with its tokenizer.
+
+    name: tiny-qwen2, tiny-llama, tiny-olmo2, a folder, or a model of the Hugging Face hub.
+    device: the GPU by default, if there is one.
+    dtype: of the weights.
+    Raises ValueError, in one sentence, for a model that does not exist or cannot be served.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # it would be drawn between our own bars
+    path = str(TINY / name.removeprefix("tiny-")) if name in TINY_MODELS else name
+    try:
+        if "/" not in path and not Path(path).exists():
+            raise ValueError("no such folder")  # hub models are owner/name: do not ask the hub
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    except Exception as error:  # missing folder, damaged file, unknown architecture, no network
+        raise ValueError(loading_problem(name, error)) from None
+    check_architecture(name, model)
+    # model.to(dtype) would also round the rotary frequencies, so only parameters are converted.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device or default_device), tokenizer
+
+
+def loading_problem(name: str, error: Exception) -> str:
+    """One sentence that says why a model cannot be loaded."""
+    if "gated" in str(error).lower():
+        return (
+            f"--model {name}: its owners ask you to accept their terms first, on "
+            f"https://huggingface.co/{name}; then log in with `hf auth login`, or name a folder "
+            "with its files"
+        )
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
+        f"the hub that can be loaded ({reason})"
+    )
+
+
+def check_architecture(name: str, model: PreTrainedModel) -> None:
+    """Raise ValueError for a model that the sampler's cache cannot serve."""
+    config = model.config.get_text_config()
+    if not hasattr(config, "num_attention_heads"):
+        raise ValueError(
+            f"--model {name}: {type(model).__name__} has no attention heads, and the sampler's "
+            "cache holds their keys and values"
+        )
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        has_other_layers = set(layer_types) != {"full_attention"}
+    else:
+        has_other_layers = bool(getattr(config, "sliding_window", None))
+    if has_other_layers:
+        raise ValueError(
+            f"--model {name}: has layers without full attention, which the sampler's cache "
+            "cannot serve"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        raise ValueError(
+            f"--model {name}: its rotary frequencies depend on the longest row of a batch, so a "
+            "rollout would depend on its neighbours"
+        )
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise ValueError if the logits are more than the output of the head (scaled or capped).
+
+    The loss applies the head itself, piece by piece, so it would miss what comes after it.
+    """
+    ids = torch.tensor([[1, 2]], device=model.device)
+    try:
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        head_output = model.get_output_embeddings()(hidden)
+        same = torch.allclose(head_output, model(input_ids=ids, use_cache=False).logits)
+    except Exception as error:  # whatever another kind of architecture stumbles over
+        kind = type(error).__name__
+        raise ValueError(f"this architecture is not served: {kind}: {error}") from None
+    if not same:
+        raise ValueError("this model changes its logits after its head, which the loss would miss")
+
+
+def is_tiny(name: str) -> bool:
+    """Whether a model is one of ours, or a folder with less than 20 MB of weights."""
+    if name.startswith("tiny-"):
+        return True
+    sizes = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
+    return bool(sizes) and sum(sizes) < TINY_BYTES
+
+
+def compute_dtype() -> torch.dtype:
+    """The number format to compute in: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def set_threads(model: PreTrainedModel, threads: int | None = None) -> None:
+    """Set the number of CPU threads: `threads`, or by default what suits the size of the model.
+
+    The products of a tiny model are too small to share: two threads gain a quarter, and two runs
+    side by side gain more. A larger model gets as many threads as torch finds cores.
+    """
+    is_small = sum(p.numel() for p in model.parameters()) < FEW_PARAMETERS
+    torch.set_num_threads(threads or (1 if is_small else torch.get_num_threads()))
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every id that ends a completion: those of the generation config and the tokenizer's.
+
+    Chat models often name several.
+    """
+    ids = model.generation_config.eos_token_id
+    ids = set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    return (ids | {tokenizer.eos_token_id}) - {None}
