@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from infra import distributed
 from infra.optimizer import clip_and_step
+from infra.update_statistics import UpdateStatistics
 
 EPSILON = 1e-6  # keeps a group without spread from dividing by zero, as in the paper's code
 
@@ -308,16 +309,11 @@ class MicroBatch:
     old_logprobs: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
 
-
-@dataclass
-class Statistics:
-    """What one process measures in an update: sums over the tokens that it runs."""
-
-    loss: float = 0.0
-    kl: float = 0.0
-    mismatch: float = 0.0
-    largest_mismatch: float = 0.0
-    compared_tokens: int = 0
+    def start(self, logprobs: torch.Tensor) -> None:
+        """Before the first step the policy is still the one that sampled: keep its logprobs."""
+        self.old_logprobs = logprobs.detach()
+        self.advantages = self.advantages.to(logprobs)  # its device and number format
+        self.weights = self.weights.to(logprobs)
 
 
 def update(
@@ -328,11 +324,13 @@ def update(
 
     reference: the base model, needed if config.kl > 0.
     With several processes each is given the whole round and runs its part of it.
-    Returns what `summarize` says. Raises ValueError if the gradient is not finite.
+    Returns the figures of UpdateStatistics, and the norms of the gradient and of the last step.
+    Raises ValueError if the gradient is not finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     parts = split_round(batch, config)
-    statistics = Statistics()
+    all_tokens = sum(len(completion) for completion in batch.completions)
+    statistics = UpdateStatistics(all_tokens, has_kl=bool(config.kl))
     for epoch in range(config.epochs):
         # Zeros instead of None: a round without any gradient still steps (momentum, weight decay).
         for parameter in parameters:
@@ -343,8 +341,7 @@ def update(
                 model, part.prompts, part.completions, config.temperature
             )
             if epoch == 0:
-                # No weight has changed yet, so this is still the policy that sampled.
-                part.old_logprobs = logprobs.detach()
+                part.start(logprobs)
                 compare_with_sampler(part, config, statistics)
                 compare_with_reference(part, reference, config, statistics)
             value = loss(
@@ -357,7 +354,7 @@ def update(
         distributed.all_reduce_sum([parameter.grad for parameter in parameters])
         norms = clip_and_step(optimizer, parameters, config.max_grad_norm)
     optimizer.zero_grad()
-    return summarize(statistics, norms, batch, config)
+    return statistics.over_all_processes() | norms
 
 
 def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
@@ -387,27 +384,25 @@ def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
     return parts
 
 
-def compare_with_sampler(part: MicroBatch, config: UpdateConfig, statistics: Statistics) -> None:
+def compare_with_sampler(
+    part: MicroBatch, config: UpdateConfig, statistics: UpdateStatistics
+) -> None:
     """Measure how far the sampler's log-probabilities are from the trainer's; correct if asked.
 
     The two round differently. --correct-sampler weights each token by how much likelier it is in
     the update than in the sampler, up to a cap (truncated importance sampling, Ionides 2008).
     """
-    part.advantages = part.advantages.to(part.old_logprobs)
-    part.weights = part.weights.to(part.old_logprobs)
     if part.sampler_logprobs is None:
         return
     mismatch = part.old_logprobs - part.sampler_logprobs.to(part.old_logprobs)
-    statistics.mismatch += mismatch.abs().sum().item()
-    statistics.largest_mismatch = max(statistics.largest_mismatch, mismatch.abs().max().item())
-    statistics.compared_tokens += len(mismatch)
+    statistics.add_mismatch(mismatch)
     if config.correct_sampler:
         part.weights = part.weights * mismatch.exp().clamp(max=MAX_CORRECTION)
 
 
 def compare_with_reference(
     part: MicroBatch, reference: PreTrainedModel | None, config: UpdateConfig,
-    statistics: Statistics,
+    statistics: UpdateStatistics,
 ) -> None:  # fmt: skip
     """With a KL term: the base model's log-probabilities, and their k3 for the log."""
     if not config.kl:
@@ -418,27 +413,3 @@ def compare_with_reference(
         )
     distance = part.old_logprobs - part.reference_logprobs
     statistics.kl += KL_ESTIMATORS["k3"](distance).sum().item()
-
-
-def summarize(
-    statistics: Statistics, norms: dict[str, float], batch: UpdateBatch, config: UpdateConfig
-) -> dict[str, float | None]:
-    """What the log shows of an update, over all processes.
-
-    loss: the mean of the epochs. grad_norm, update_norm: of the last epoch. kl: the mean k3 per
-    token. sampler_mismatch: the mean absolute difference to the sampler's log-probabilities, and
-    the largest one, over the tokens that were run. Both are taken before the first step.
-    """
-    everyone = distributed.all_gather(statistics)
-    all_tokens = sum(len(completion) for completion in batch.completions)
-    compared = sum(each.compared_tokens for each in everyone)
-    kl = sum(each.kl for each in everyone) / all_tokens
-    mismatch = sum(each.mismatch for each in everyone) / max(1, compared)
-    largest = max(each.largest_mismatch for each in everyone)
-    return {
-        "loss": sum(each.loss for each in everyone),
-        **norms,
-        "kl": kl if config.kl else None,
-        "sampler_mismatch": mismatch if compared else None,
-        "largest_sampler_mismatch": largest if compared else None,
-    }

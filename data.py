@@ -11,28 +11,19 @@ MATH's (`problem`, `solution` with "\\boxed{42}", `level`).
 Left out: few-shot and system prompts, because the paper uses none.
 """
 
-import gzip
-import json
 import random
 import re
 import sys
-import zlib
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from infra import flags
+from infra.rows import is_its_own_test_set, open_rows
 from infra.seeding import Purpose, permutation
 from reward import extract_answer
 
-TINY = Path(__file__).parent / "tiny"
-HUB = {  # name -> (repository, configuration)
-    "gsm8k": ("openai/gsm8k", "main"),
-    "math": ("DigitalLearningGmbH/MATH-lighteval", "default"),
-}
 # What the paper's scripts append to each question (arXiv:2601.22532, the authors' data files).
 INSTRUCTION = {
     "####": ' Let\'s think step by step and output the final answer after "####".',
@@ -58,11 +49,7 @@ def load(name: str, split: str) -> list[Query]:
         "test" for "train"; without one, the file is its own test split.
     Drops rows without an answer, and says so. Raises ValueError, in one sentence, for bad input.
     """
-    if name in HUB:
-        where, rows = name, enumerate(hub_rows(name, split), 1)
-    else:
-        where = find_file(name, split)
-        rows = read_rows(where)
+    where, rows = open_rows(name, split)
     queries, lines_without_answer = [], []
     for number, row in rows:
         query = to_query(row, f"{where}, line {number}")
@@ -71,70 +58,13 @@ def load(name: str, split: str) -> list[Query]:
         else:
             lines_without_answer.append(number)
     if lines_without_answer:
-        count = len(lines_without_answer)
         shown = ", ".join(str(number) for number in lines_without_answer[:5])
-        more = ", ..." if count > 5 else ""
-        print(
-            f"{where}: dropped {count} rows that have no answer (line {shown}{more})",
-            file=sys.stderr,
-        )
+        more = ", ..." if len(lines_without_answer) > 5 else ""
+        dropped = f"dropped {len(lines_without_answer)} rows that have no answer"
+        print(f"{where}: {dropped} (line {shown}{more})", file=sys.stderr)
     if not queries:
         raise ValueError(f"{where} holds no usable row")
     return queries
-
-
-def find_file(name: str, split: str) -> Path:
-    """The file of a split of a tiny set, of a folder, or of a single file."""
-    if name in ("tiny-gsm", "tiny-math"):
-        return TINY / f"{name.removeprefix('tiny-')}_{split}.jsonl"
-    path = Path(name)
-    if path.is_dir():
-        files = sorted([*path.glob(f"*{split}*.jsonl"), *path.glob(f"*{split}*.jsonl.gz")])
-        if len(files) != 1:
-            raise ValueError(
-                f"{path} holds {len(files) or 'no'} files named *{split}*.jsonl or "
-                f"*{split}*.jsonl.gz, and one is needed"
-            )
-        return files[0]
-    if not path.exists():
-        raise ValueError(
-            f"--data {name}: neither one of tiny-gsm, tiny-math, gsm8k, math nor a file or folder"
-        )
-    test_file = path.with_name(path.name.replace("train", "test"))
-    return test_file if split == "test" and test_file.exists() else path
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, row) of a .jsonl or .jsonl.gz file."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    with opener(path, "rt", encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
-
-
-def hub_rows(name: str, split: str) -> Iterable[dict]:
-    """The rows of a set of the hub."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"--data {name} comes from the hub: pip install datasets, or give the path of a "
-            ".jsonl file that you have"
-        ) from None
-    repository, configuration = HUB[name]
-    try:
-        return datasets.load_dataset(repository, configuration, split=split)
-    except Exception as error:  # offline, not found, a proxy, a full disk: a dozen kinds
-        reason = str(error).strip().split("\n")[0]
-        message = f"--data {name}: cannot get {repository} from the hub ({reason})"
-        raise ValueError(message) from None
 
 
 def to_query(row: dict, where: str) -> Query:
@@ -232,7 +162,7 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         raise ValueError(
             f"--batch-size {args.batch_size} is more than the {len(train)} queries of the train set"
         )
-    if args.data not in HUB and find_file(args.data, "test") == find_file(args.data, "train"):
+    if is_its_own_test_set(args.data):
         print(
             f"{args.data} has no test set beside it (a file of the same name with test for train): "
             "it is its own test set, which says nothing about generalization",

@@ -121,7 +121,7 @@ def sample_and_grade(
     with tqdm(total=total, desc=progress, leave=False, disable=hidden) as bar:
         rollouts = rollout.sample_sharded(
             model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
-            end_ids=models.end_ids(model, tokenizer), progress=bar.update, **sampling,
+            progress=bar.update, **{"end_ids": models.end_ids(model, tokenizer), **sampling},
         )  # fmt: skip
     grades = grade(tokenizer, queries, rollouts)
     shape = (len(queries), samples)
@@ -220,9 +220,7 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
     seed = seed_for(args.seed, Purpose.SAMPLES)
     lines = []
     for name, model in policies.items():
-        rollouts = rollout.sample(
-            model, prompts, 2, end_ids=state.end_ids, seed=seed, **state.sampling
-        )
+        rollouts = rollout.sample(model, prompts, 2, seed=seed, **state.sampling)
         right, _, texts = grade(state.tokenizer, queries, rollouts)
         for i, one in enumerate(rollouts):
             query, prompt = queries[i // 2], prompts[i // 2]
@@ -250,17 +248,17 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
 
 def main() -> None:
     parser = flags.FlagParser(description=__doc__.split("\n")[0])
-    flag = parser.add_argument
+    flag, count = parser.add_argument, flags.at_least(1)
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
     flag("--against", help="a second model: the paired difference of the first to it")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     flag("--split", default="test", choices=["train", "test"])
-    flag("--queries", type=int, help="only the first K queries (default: all)")
-    flag("--samples", type=int, default=16, help="completions a query; pass@k for k = 1, 2, 4, ...")
-    flag("--temperature", type=float, default=1.0)
-    flag("--max-new-tokens", type=int, default=64)
-    flag("--cache-tokens", type=int, help="bound on the sampler's memory, in cached tokens")
-    flag("--seed", type=int, default=0)
+    flag("--queries", type=count, help="only the first K queries (default: all)")
+    flag("--samples", type=count, default=16, help="completions a query (default: %(default)s)")
+    flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
+    flag("--max-new-tokens", type=count, default=64)
+    flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
+    flag("--seed", type=flags.at_least(0), default=0)
     flag("--out", help="a file for one JSON line per query (default: none)")
     args = parser.parse_args()
     try:
@@ -271,14 +269,6 @@ def main() -> None:
 
 def compare(args: Namespace) -> None:
     """Print what the flags ask for; raise ValueError, in one sentence, for bad ones."""
-    if args.samples < 1 or (args.queries is not None and args.queries < 1):
-        raise ValueError("--samples and --queries must be at least 1")
-    if args.temperature <= 0:
-        raise ValueError(
-            f"--temperature {args.temperature:g} must be above 0 (greedy is always shown too)"
-        )
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     queries = data.load(args.data, args.split)[: args.queries]
     names = [name for name in (args.model, args.against) if name]
     loaded = {name: models.load(name, dtype=models.compute_dtype()) for name in names}
@@ -289,13 +279,12 @@ def compare(args: Namespace) -> None:
     rates = {}
     sampling = {"max_new_tokens": args.max_new_tokens, "cache_tokens": args.cache_tokens}
     for name in names:
-        policy = loaded[name]
         right, in_format, _ = sample_and_grade(
-            *policy, queries, args.samples, temperature=args.temperature, seed=args.seed,
+            *loaded[name], queries, args.samples, temperature=args.temperature, seed=args.seed,
             progress=f"{name}, sampled", **sampling,
         )  # fmt: skip
         greedy, _, _ = sample_and_grade(
-            *policy, queries, 1, temperature=0, progress=f"{name}, greedy", **sampling
+            *loaded[name], queries, 1, temperature=0, progress=f"{name}, greedy", **sampling
         )
         rates[name] = right.mean(axis=1)
         print(
@@ -304,7 +293,11 @@ def compare(args: Namespace) -> None:
         )
         print_figures(queries, right, greedy[:, 0], in_format)
         if args.out:
-            append_lines(Path(args.out), name, queries, right, greedy[:, 0])
+            with open(args.out, "a") as file:
+                for i, query in enumerate(queries):
+                    line = {"model": name, "query": i, "level": query.level, "gold": query.gold}
+                    line |= {"right": right[i].astype(int).tolist(), "greedy": int(greedy[i, 0])}
+                    file.write(json.dumps(line) + "\n")
     if args.out:
         print(f"\na JSON line per query: {Path(args.out)}")
     if args.against:
@@ -320,11 +313,9 @@ def print_figures(
     queries: list[data.Query], right: np.ndarray, greedy: np.ndarray, in_format: np.ndarray
 ) -> None:
     """pass@k for powers of two, greedy accuracy, the share in format, and pass@1 by level."""
-    k = 1
-    while k <= right.shape[1]:
+    for k in (2**i for i in range(right.shape[1].bit_length())):
         value, se = mean_pass_at_k(right, k)
         print(f"  pass@{k:<3} {value:.3f} ± {se:.3f}")
-        k *= 2
     value, se = mean_and_se(greedy)
     print(f"  greedy   {value:.3f} ± {se:.3f}")
     print(f"  answers in the asked format: {in_format.mean():.3f}")
@@ -336,23 +327,6 @@ def print_figures(
             f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, greedy {greedy[here].mean():.3f} "
             f"({here.sum()} queries)"
         )
-
-
-def append_lines(
-    path: Path, name: str, queries: list[data.Query], right: np.ndarray, greedy: np.ndarray
-) -> None:
-    """Add one JSON line per query to a file."""
-    with open(path, "a") as file:
-        for i, query in enumerate(queries):
-            line = {
-                "model": name,
-                "query": i,
-                "level": query.level,
-                "gold": query.gold,
-                "right": right[i].astype(int).tolist(),
-                "greedy": int(greedy[i]),
-            }
-            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ bonus, a KL in the reward, learning-rate schedules.
 import argparse
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def train(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) -> None:
     """Rounds of queries, rollouts, rewards, advantages and one step."""
     n = args.rollouts + args.baseline_rollouts
+    sample = partial(rollout.sample_sharded, state.model, **state.sampling)
     needs_greedy = bandit.ADVANTAGES[args.advantage].needs == "greedy"
     for number in rounds(args, state, sets):
         # 1. Queries: the contexts of this round.
@@ -171,8 +173,8 @@ def train(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) -
         # 2. Rollouts of each query: those to train on, then those for the statistics only.
         with state.timer("sampling"):
             seed = seed_for(args.seed, Purpose.ROLLOUTS, number)
-            rollouts = sample(state, prompts, n, temperature=args.temperature, seed=seed)
-            greedy = sample(state, prompts, 1, temperature=0) if needs_greedy else []
+            rollouts = sample(prompts, n, temperature=args.temperature, seed=seed)
+            greedy = sample(prompts, 1, temperature=0) if needs_greedy else []
 
         # 3. Rewards: what each verdict pays, [B, n].
         with state.timer("reward"):
@@ -236,15 +238,6 @@ def next_batch(
     order = permutation(args.seed, Purpose.ORDER, epoch, size=len(sets.train))
     chosen = order[place * args.batch_size : (place + 1) * args.batch_size]
     return [sets.train[i] for i in chosen], [sets.train_prompts[i] for i in chosen]
-
-
-def sample(
-    state: TrainState, prompts: list[list[int]], n: int, **options: float
-) -> list[rollout.Rollout]:
-    """n rollouts of each prompt, from the policy as it is now."""
-    return rollout.sample_sharded(
-        state.model, prompts, n, end_ids=state.end_ids, **options, **state.sampling
-    )
 
 
 def to_rewards(args: argparse.Namespace, grades: evaluate.Grades) -> torch.Tensor:

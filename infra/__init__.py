@@ -5,10 +5,12 @@ run_folder.py     a run's folder: its flags, its logs, its clock, the request to
 checkpoint.py     checkpoints that survive a kill at any moment
 seeding.py        one seed for each purpose and round
 optimizer.py      AdamW on float32 master weights
+update_statistics.py   what the log shows of an update, over all processes
 distributed.py    many processes that behave like one
 models.py         loading a model, its number format, its threads, its end-of-sequence ids
 memory.py         how much memory there is, and what to lower when it runs out
 flags.py          types of flags, and combinations of flags that are refused
+rows.py           rows of a problem set: tiny/, the hub, or files
 curve.py          the figure of one run and its account in words
 math_equality.py  when two mathematical answers are the same
 

@@ -926,6 +926,7 @@ class Comparison:
         if name_a and name_b and self.same(name_a, name_b) and a[2] == b[2]:
             return all(self.same(x, y) for x in values_a for y in values_b)
 
+        # b as it stands, and from right to left: 5 > x is x < 5.
         mirrored_b = ("relation", *(MIRRORED.get(part, part) for part in b[:0:-1]))
         for other in (b, mirrored_b):
             signs_agree = a[2::2] == other[2::2]
@@ -949,13 +950,13 @@ class Comparison:
         first_a, first_b = pairs[0]
         if first_a == 0 or first_b == 0:
             return False
-        return all(cancel(first_a * b_there, first_b * a_there) for a_there, b_there in pairs[1:])
+        return all(are_equal(first_a * next_b, first_b * next_a) for next_a, next_b in pairs[1:])
 
     def same_value(self, a: Tree, b: Tree) -> bool:
         """Are two values equal at every point where both are defined, and is there such a point?"""
         is_defined = False
         for x, y in self.values(a, b):
-            if not cancel(x, y):
+            if not are_equal(x, y):
                 return False
             is_defined = True
         return is_defined
@@ -1039,7 +1040,7 @@ def to_decimal(x: Number | int) -> ComplexDecimal:
     return ComplexDecimal(Decimal(x.numerator) / x.denominator, ZERO)
 
 
-def cancel(x: Number, y: Number) -> bool:
+def are_equal(x: Number, y: Number) -> bool:
     """Is x - y zero? A ComplexDecimal only has + and *."""
     return x + -1 * y == 0
 

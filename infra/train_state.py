@@ -37,6 +37,7 @@ class TrainState:
         self.timer, self.stop = Timer(), StopRequest()
         self.round = self.rollouts = self.tokens = self.regret = 0
         self.seconds = 0.0
+        self.reward = 0.0  # mean of the last round, for the progress bar
         self.evaluated = self.saved = -1  # the last round that was; -1: not even round 0
         self.windows: dict[str, list[float]] = {}  # the last rewards of each prompt
         self.load_policy()
@@ -57,9 +58,9 @@ class TrainState:
         self.masters = optimizer.MasterWeights(self.model, self.dtype)
         self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)
         self.reference = models.load(args.model, dtype=self.dtype)[0] if args.kl else None
-        self.end_ids = models.end_ids(self.model, self.tokenizer)
         # What rollout.sample is told in every call.
         self.sampling = {
+            "end_ids": models.end_ids(self.model, self.tokenizer),
             "max_new_tokens": args.max_new_tokens,
             "cache_tokens": args.cache_tokens or memory.gpu_cache_tokens(args.model, self.model),
             "compiled": args.compile,
