@@ -254,7 +254,7 @@ def main() -> None:
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     flag("--split", default="test", choices=["train", "test"])
     flag("--queries", type=count, help="only the first K queries (default: all)")
-    flag("--samples", type=count, default=16, help="completions a query (default: %(default)s)")
+    flag("--samples", type=count, default=16, help="completions a query")
     flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
     flag("--max-new-tokens", type=count, default=64)
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")

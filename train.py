@@ -43,9 +43,7 @@ DEFAULTS = {  # of a tiny model, and of any other: the paper's (how many rounds 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, checked. args.out is the run's folder."""
-    parser = flags.FlagParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = flags.FlagParser(description=__doc__)
     count, whole, amount = flags.at_least(1), flags.at_least(0), flags.at_least(0.0)
     positive, finite = flags.above(0.0), flags.above(-math.inf)
     by_size = {
@@ -64,17 +62,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
          help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
-    flag("--rounds", type=count, help=f"optimizer steps, one a round {by_size['rounds']}")
-    flag("--batch-size", type=count, default=32, help="B: queries a round (default: %(default)s)")
-    flag("--rollouts", type=count, default=1,
-         help="n: completions of each query (default: %(default)s)")
+    flag("--rounds", type=count, help=f"rounds of sampling and updating {by_size['rounds']}")
+    flag("--batch-size", type=count, default=32, help="B: queries a round")
+    flag("--rollouts", type=count, default=1, help="n: completions of each query")
     flag("--baseline-rollouts", type=whole, default=0,
          help="more completions of each query, for the group statistics only: they get no gradient "
-              "(default: %(default)s; 7 in the paper's 32 x 1 + 7)")
+              "(7 in the paper's 32 x 1 + 7)")
     flag("--temperature", type=positive, default=1.0,
-         help="of sampling, and of the log-probabilities in the loss (default: %(default)s)")
+         help="of sampling, and of the log-probabilities in the loss")
     flag("--max-prompt-tokens", type=count, default=512,
-         help="drop queries with longer prompts (default: %(default)s, the paper's)")
+         help="drop queries with longer prompts")
     flag("--max-new-tokens", type=count,
          help=f"truncate completions here {by_size['max_new_tokens']}")
     flag("--cache-tokens", type=count,
@@ -84,10 +81,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
          help="torch.compile the sampler's step; pays on a GPU in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
-    flag("--right-reward", type=finite, default=1.0,
-         help="reward of a right answer (default: %(default)s)")
-    flag("--wrong-reward", type=finite, default=0.0,
-         help="reward of any other completion (default: %(default)s)")
+    flag("--right-reward", type=finite, default=1.0, help="reward of a right answer")
+    flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion")
     flag("--advantage", default="reward", choices=bandit.ADVANTAGES, metavar="NAME",
          help=formulas.replace("%", "%%"))
     flag("--window", type=whole, default=0,
@@ -95,21 +90,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     flag = parser.add_argument_group("the update").add_argument
     flag("--lr", type=positive, help=f"AdamW's learning rate, constant {by_size['lr']}")
-    flag("--weight-decay", type=amount, default=0.01, help="AdamW's (default: %(default)s)")
-    flag("--max-grad-norm", type=positive, default=1.0,
-         help="clip the gradient to this norm (default: %(default)s)")
+    flag("--weight-decay", type=amount, default=0.01, help="AdamW's")
+    flag("--max-grad-norm", type=positive, default=1.0, help="clip the gradient to this norm")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS,
          help="mean over all tokens; mean over sequences of the mean within each; sum over the "
-              "constant --max-new-tokens (default: %(default)s)")
+              "constant --max-new-tokens")
     flag("--epochs-per-round", type=count, default=1,
-         help="steps on the same rollouts; the clip matters only above 1 (default: %(default)s)")
-    flag("--clip-low", type=amount, default=0.2,
-         help="clip the ratio at 1 minus this (default: %(default)s)")
-    flag("--clip-high", type=amount, default=0.2,
-         help="clip the ratio at 1 plus this (default: %(default)s; DAPO: 0.28)")
+         help="steps on the same rollouts; the clip matters only above 1")
+    flag("--clip-low", type=amount, default=0.2, help="clip the ratio at 1 minus this")
+    flag("--clip-high", type=amount, default=0.2, help="clip the ratio at 1 plus this (DAPO: 0.28)")
     flag("--kl", type=amount, help=f"factor of the KL term in the loss {by_size['kl']}")
-    flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS,
-         help="per token (default: %(default)s)")
+    flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS, help="per token")
     flag("--correct-sampler", action="store_true",
          help="weight each token by its probability in the update over that in the sampler, at "
               "most 2: the two round differently (sampler_mismatch in the log)")
@@ -125,17 +116,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--eval-every", type=whole,
          help="rounds between evaluations of pass@1 on the whole train and test sets, one sample "
               f"a query at temperature 1; 0: only before and after {by_size['eval_every']}")
-    flag("--eval-samples", type=count, default=16,
-         help="k of the pass@k before and after (default: %(default)s)")
-    flag("--eval-queries", type=count, default=64,
-         help="test queries for the pass@k (default: %(default)s)")
-    flag("--seed", type=whole, default=0,
-         help="of the order of the queries and of all sampling (default: %(default)s)")
+    flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after")
+    flag("--eval-queries", type=count, default=64, help="test queries for the pass@k")
+    flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling")
     flag("--out", help="the run's folder (default: a new one in runs/, named after changed flags)")
     flag("--resume", action="store_true",
          help="continue the run in --out (default: the newest with these flags)")
-    flag("--save-every", type=count, default=50,
-         help="rounds between checkpoints (default: %(default)s)")
+    flag("--save-every", type=count, default=50, help="rounds between checkpoints")
     flag("--threads", type=count, help="CPU threads (default: one for a tiny model, else all)")
 
     column = 0 if models.is_tiny(parser.parse_args(argv).model) else 1

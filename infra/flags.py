@@ -6,11 +6,26 @@ A refusal is one sentence. It names the flag and the value.
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the description as it stands, and adds the default to each help that names none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        # `is`, because a default of 0 equals False and is worth showing
+        if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
+            return action.help
+        if "(default" not in action.help:
+            return f"{action.help} (default: %(default)s)"
+        return action.help
 
 
 class FlagParser(argparse.ArgumentParser):
     """An ArgumentParser that answers a bad flag with one sentence, without the usage text."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
