@@ -1,26 +1,70 @@
 #!/usr/bin/env bash
-# The experiment pipeline of arXiv:2601.22532: from the minimalist baseline, one design choice changed at a time.
+# The experiments of arXiv:2601.22532: from the minimalist baseline, one design choice is changed
+# at a time.
 #
-#   ./ablate.sh                  the teaching selection (lines with a *), three seeds, one tiny model and set
-#   ./ablate.sh full             every line, three tiny models x two sets
-#   ./ablate.sh RUNG ...         every line of these rungs (and the baseline)
-#   ./ablate.sh --list [full | RUNG ...]     the commands, one a line, for GNU parallel, a Slurm array, other machines
-#   PRESET=paper ./ablate.sh     the paper's rungs, models, sets and rate; on 8 GPUs PYTHON="torchrun --nproc_per_node=8"
-#   MODEL= DATA= SEEDS= ROUNDS= LR= JOBS= OUT= FLAGS= PYTHON= override; MODEL, DATA and SEEDS may be lists: SEEDS="0 1"
-# A run that is finished is not run again, one that was stopped (Ctrl-C) goes on. Then: python report.py $OUT
-# A line of the plan: a name, the flags that it changes. LR was tuned for 32x1 on seeds 100 and 101, never reported.
-set -euo pipefail; cd "$(dirname "$0")"
-list=; if [ "${1:-}" = --list ]; then list=1; shift; fi
-if [ "${PRESET:-}" = paper ]; then
-  MODEL=${MODEL:-Qwen/Qwen2.5-0.5B-Instruct meta-llama/Llama-3.2-1B-Instruct allenai/OLMo-2-0425-1B-Instruct}
-  DATA=${DATA:-gsm8k math} LR=${LR:-1e-6} ROUNDS=${ROUNDS:-1000} EVERY=100 JOBS=${JOBS:-1}
-  [ $# != 0 ] || set -- baseline advantage rollouts batch split window
-fi
-LR=${LR:-1e-4} ROUNDS=${ROUNDS:-60} SEEDS=${SEEDS:-0 1 2} PYTHON=${PYTHON:-python} FLAGS=${FLAGS:-}
-lower=$(awk "BEGIN { print $LR / 3 }") higher=$(awk "BEGIN { print $LR * 3 }") signs="--right-reward 1 --wrong-reward -1"
+#   ./ablate.sh               the teaching selection (lines with a *): one tiny model, one tiny set,
+#                             three seeds
+#   ./ablate.sh full          every line, on three tiny models x two tiny sets
+#   ./ablate.sh RUNG ...      every line of these rungs, and the baseline
+#   ./ablate.sh --list [full | RUNG ...]
+#                             print the commands, one a line, for GNU parallel or a Slurm array
+#   PRESET=paper ./ablate.sh  the paper's rungs, models, sets and learning rate; on 8 GPUs with
+#                             PYTHON="torchrun --nproc_per_node=8"
+#
+# These variables override the defaults: MODEL, DATA and SEEDS (lists, as in SEEDS="0 1"), ROUNDS,
+# LR, JOBS (runs at a time), OUT (the folder), PYTHON, and FLAGS (added to every command).
+#
+# The same command again goes on: finished runs are skipped, stopped ones (Ctrl-C) are resumed.
+# Then `python -m lab.report $OUT` writes the report.
+set -euo pipefail
+cd "$(dirname "$0")"
 
-plan() {  # * teaching selection, r real sets only (too large a batch for the tiny ones), = the same by algebra: not run
-cat <<END
+list=
+if [ "${1:-}" = --list ]; then
+  list=yes
+  shift
+fi
+
+# --- settings -------------------------------------------------------------------------------------
+
+if [ "${PRESET:-}" = paper ]; then
+  MODEL=${MODEL:-Qwen/Qwen2.5-0.5B-Instruct meta-llama/Llama-3.2-1B-Instruct \
+allenai/OLMo-2-0425-1B-Instruct}
+  DATA=${DATA:-gsm8k math}
+  LR=${LR:-1e-6}
+  ROUNDS=${ROUNDS:-1000}
+  EVERY=100
+  JOBS=${JOBS:-1}
+  if [ $# = 0 ]; then
+    set -- baseline advantage rollouts batch split window
+  fi
+fi
+if [ "${1:-}" = full ]; then
+  MODEL=${MODEL:-tiny-qwen2 tiny-llama tiny-olmo2}
+  DATA=${DATA:-tiny-gsm tiny-math}
+fi
+MODEL=${MODEL:-tiny-qwen2}
+DATA=${DATA:-tiny-gsm}
+LR=${LR:-1e-4}  # tuned for 32x1 on seeds 100 and 101, which are never reported
+ROUNDS=${ROUNDS:-60}
+EVERY=${EVERY:-$(((ROUNDS + 2) / 3))}
+SEEDS=${SEEDS:-0 1 2}
+JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN)}
+OUT=${OUT:-runs/ablate}
+PYTHON=${PYTHON:-python}
+FLAGS=${FLAGS:-}
+lower=$(awk "BEGIN { print $LR / 3 }")
+higher=$(awk "BEGIN { print $LR * 3 }")
+signs="--right-reward 1 --wrong-reward -1"
+
+# --- the plan -------------------------------------------------------------------------------------
+
+# A single word begins a rung. Every other line is a setting: a mark, a name, the flags it changes.
+#   *  part of the teaching selection
+#   r  on real sets only: the tiny ones have too few queries for its batch
+#   =  not run, because by algebra it is the same as another setting
+plan() {
+  cat <<END
 baseline
 * 32x1
 * 32x1-long     --rounds $((8 * ROUNDS)) --eval-every $ROUNDS
@@ -94,56 +138,113 @@ neighbours
 END
 }
 
-chosen() {  # rung TAB name TAB flags, of the lines asked for
+# Lines "rung TAB setting TAB flags": the settings that the arguments ask for.
+chosen() {
   local rung= mark words
   plan | while read -r -a words; do
-    mark=; case "${words[0]}" in "*" | r | =) mark=${words[0]}; words=("${words[@]:1}");; esac
-    if [ -z "$mark" ] && [[ " $rungs " == *" ${words[0]} "* ]]; then rung=${words[0]}; continue; fi
-    case "$mark" in =) continue;; r) [[ $DATA != *tiny-* ]] || continue;; esac
-    if [ $# = 0 ]; then [ "$mark" = "*" ] || continue
-    elif [ "$1" != full ]; then [[ " baseline $* " == *" $rung "* ]] || continue; fi
+    mark=
+    case "${words[0]}" in
+      "*" | r | =)
+        mark=${words[0]}
+        words=("${words[@]:1}")
+        ;;
+    esac
+    if [ -z "$mark" ] && [[ " $rungs " == *" ${words[0]} "* ]]; then
+      rung=${words[0]}
+      continue
+    fi
+    if [ "$mark" = "=" ]; then continue; fi
+    if [ "$mark" = r ] && [[ $DATA == *tiny-* ]]; then continue; fi
+    if [ $# = 0 ]; then
+      if [ "$mark" != "*" ]; then continue; fi
+    elif [ "$1" != full ]; then
+      if [[ " baseline $* " != *" $rung "* ]]; then continue; fi
+    fi
     printf '%s\t%s\t%s\n' "$rung" "${words[0]}" "${words[*]:1}"
   done
 }
 
-commands() {  # a folder, a TAB, a command a line; a setting that stands in several rungs once
-  local name flags seed model data dir
+# Lines "folder TAB command", for every seed, model and set. A setting that stands in several rungs
+# comes once.
+commands() {
+  local seed model data name flags folder
   for seed in $SEEDS; do for model in $MODEL; do for data in $DATA; do
     awk -F '\t' '!seen[$2]++' <<< "$settings" | while IFS=$'\t' read -r _ name flags; do
-      dir="$OUT/$(basename "$model")-$(basename "$data")/$name/seed-$seed"
-      printf '%s\t%s\n' "$dir" "$PYTHON train.py --model $model --data $data --seed $seed --rounds $ROUNDS --lr $LR \
---eval-every ${EVERY:-$(((ROUNDS + 2) / 3))} --threads 1 $flags $FLAGS --out $dir"
+      folder="$OUT/$(basename "$model")-$(basename "$data")/$name/seed-$seed"
+      printf '%s\t%s\n' "$folder" "$PYTHON train.py --model $model --data $data --seed $seed \
+--rounds $ROUNDS --lr $LR --eval-every $EVERY --threads 1 $flags $FLAGS --out $folder"
     done
   done; done; done
 }
-finished() { cut -f 1 "$OUT/commands.tsv" | while read -r dir; do [ ! -e "$dir/summary.json" ] || echo; done | wc -l; }
-run() {  # one line of commands.tsv
-  local dir=${1%%$'\t'*} command=${1#*$'\t'} resume= total now left=?
-  mkdir -p "$dir"
-  if [ -e "$dir/command" ] && [ "$(cat "$dir/command")" != "$command" ]; then
-    echo "$dir: was run with other flags (see its file command); name another OUT" >> "$OUT/failed.txt"; return
+
+# --- running --------------------------------------------------------------------------------------
+
+# The number of finished runs.
+finished() {
+  local folder
+  cut -f 1 "$OUT/commands.tsv" | while read -r folder; do
+    if [ -e "$folder/summary.json" ]; then echo; fi
+  done | wc -l
+}
+
+# Run one line of commands.tsv, unless it is finished; a failure is noted in failed.txt.
+run() {
+  local folder=${1%%$'\t'*} command=${1#*$'\t'}
+  local resume= now total left=?
+  mkdir -p "$folder"
+  if [ -e "$folder/command" ] && [ "$(cat "$folder/command")" != "$command" ]; then
+    echo "$folder: was run with other flags (see its file command); name another OUT" \
+      >> "$OUT/failed.txt"
+    return
   fi
-  [ ! -e "$dir/summary.json" ] || return 0
-  echo "$command" > "$dir/command"; [ ! -e "$dir/config.json" ] || resume=--resume
-  $command $resume >> "$dir/log.txt" 2>&1 || { echo "$dir: $(tail -n 1 "$dir/log.txt")" >> "$OUT/failed.txt"; return; }
-  now=$(finished) total=$(wc -l < "$OUT/commands.tsv"); [ "$now" -le "$before" ] ||
+  if [ -e "$folder/summary.json" ]; then return; fi
+
+  echo "$command" > "$folder/command"
+  if [ -e "$folder/config.json" ]; then resume=--resume; fi
+  if ! $command $resume >> "$folder/log.txt" 2>&1; then
+    echo "$folder: $(tail -n 1 "$folder/log.txt")" >> "$OUT/failed.txt"
+    return
+  fi
+
+  now=$(finished)
+  total=$(wc -l < "$OUT/commands.tsv")
+  if [ "$now" -gt "$before" ]; then
     left=$((($(date +%s) - started) * (total - now) / (now - before) / 60))
-  echo "$((now)) of $((total)) runs finished, about $left min left: ${dir#"$OUT"/}"
+  fi
+  echo "$((now)) of $((total)) runs finished, about $left min left: ${folder#"$OUT"/}"
 }
 
 rungs=$(plan | grep -v '^[*= ]\|^r ' | tr '\n' ' ')
-for rung in "$@"; do if [[ " full $rungs" != *" $rung "* ]]; then
-  echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2; exit 2
-fi; done
-if [ "${1:-}" = full ]; then MODEL=${MODEL:-tiny-qwen2 tiny-llama tiny-olmo2} DATA=${DATA:-tiny-gsm tiny-math}; fi
-MODEL=${MODEL:-tiny-qwen2} DATA=${DATA:-tiny-gsm} OUT=${OUT:-runs/ablate}
-settings=$(chosen "$@"); if [ -n "$list" ]; then commands | cut -f 2; exit; fi
-mkdir -p "$OUT" && touch "$OUT/plan.tsv"
-printf '%s\n' "$settings" | cat "$OUT/plan.tsv" - | awk '!seen[$0]++' > "$OUT/plan.tmp"  # with earlier calls'
+for rung in "$@"; do
+  if [[ " full $rungs" != *" $rung "* ]]; then
+    echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2
+    exit 2
+  fi
+done
+settings=$(chosen "$@")
+if [ -n "$list" ]; then
+  commands | cut -f 2
+  exit
+fi
+
+# The plan of this call joins those of earlier calls, so that one report shows all of them.
+mkdir -p "$OUT"
+touch "$OUT/plan.tsv"
+printf '%s\n' "$settings" | cat "$OUT/plan.tsv" - | awk '!seen[$0]++' > "$OUT/plan.tmp"
 mv "$OUT/plan.tmp" "$OUT/plan.tsv"
-commands > "$OUT/commands.tsv"; : > "$OUT/failed.txt"
-export OUT started=$(date +%s) before=$(finished); export -f run finished
+commands > "$OUT/commands.tsv"
+: > "$OUT/failed.txt"
+
+started=$(date +%s)
+before=$(finished)
+export OUT started before
+export -f run finished
 trap 'echo "ablate.sh: stopped; the same command goes on" >&2; exit 130' INT TERM
-tr '\n' '\0' < "$OUT/commands.tsv" | xargs -0 -n 1 -P "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" bash -c 'run "$0"' || true
-if [ -s "$OUT/failed.txt" ]; then echo "ablate.sh: these runs failed:" >&2; cat "$OUT/failed.txt" >&2; exit 1; fi
-echo "all runs are in $OUT: python report.py $OUT"
+tr '\n' '\0' < "$OUT/commands.tsv" | xargs -0 -n 1 -P "$JOBS" bash -c 'run "$0"' || true
+
+if [ -s "$OUT/failed.txt" ]; then
+  echo "ablate.sh: these runs failed:" >&2
+  cat "$OUT/failed.txt" >&2
+  exit 1
+fi
+echo "all runs are in $OUT: python -m lab.report $OUT"

@@ -68,7 +68,7 @@ def over_batch(transform: Callable, rewards: torch.Tensor) -> torch.Tensor:
 
 
 def rloo(round_rewards: RoundRewards) -> torch.Tensor:
-    """Each reward minus the mean of the others of its group, [B, n + m]: the right of (5)."""
+    """Each reward minus the mean of its group's others, [B, n + m]: equation (5), right."""
     rewards = round_rewards.rewards
     others = rewards.shape[1] - 1
     mean_of_others = (rewards.sum(dim=1, keepdim=True) - rewards) / others
@@ -154,6 +154,7 @@ def remember(
 ) -> list[list[float]]:
     """Put the rewards [B, n] of a round into the windows; return the B windows of its queries.
 
+    They take the group's place in equation (6).
     windows: the last `size` rewards of each prompt, changed in place; with size 0 nothing is kept.
     All new rewards enter before any window is read.
     """

@@ -173,15 +173,12 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
 
 def main() -> None:
     parser = flags.FlagParser(description="Print a few queries of a problem set.")
-    parser.add_argument(
-        "--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path"
-    )
-    parser.add_argument("--split", default="train", choices=["train", "test"])
-    parser.add_argument("--count", type=int, default=5, help="how many to print")
+    flag = parser.add_argument
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--split", default="train", choices=["train", "test"])
+    flag("--count", type=flags.at_least(1), default=5, help="how many to print")
     args = parser.parse_args()
     try:
-        if args.count < 1:
-            raise ValueError(f"--count {args.count} must be at least 1")
         queries = load(args.data, args.split)
     except (ValueError, OSError) as error:
         sys.exit(f"data.py: {error}")

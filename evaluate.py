@@ -112,6 +112,7 @@ def sample_and_grade(
 ) -> tuple[np.ndarray, np.ndarray, list[rollout.Rollout]]:  # fmt: skip
     """(right, in_format), both [queries, samples] of bool, and the rollouts.
 
+    The mean of `right` at one sample a query estimates equation (1).
     temperature: 0 is greedy.
     progress: the words beside a bar, which is shown on a terminal only.
     sampling: what else rollout.sample takes.

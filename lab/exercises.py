@@ -1,13 +1,16 @@
-"""Runs the exercises of EXERCISES.md and writes what they measured to results/exercises/.
+"""Run the exercises of course/exercises.md and write what they measured to results/exercises/.
 
-    python exercises.py            # all: half an hour on one core; stopped and started again it goes on
-    python exercises.py 3 7        # these two
+    python -m lab.exercises          # all: half an hour on one core; after a stop it goes on
+    python -m lab.exercises 3 7      # these two
 
-Every command runs in a temporary copy of the .py files and tiny/ in which the change of its heading is made; those of
-a fence `sh unchanged` run on the files as they are, and one that ends in `# refused` has to fail. The figures of a run
-go into answers.json at once, and answers.md is written from it: what is finished is not run again, unless the command
-or the change reads differently now. --out calls a run SETTING-SEED. Settings are compared seed by seed with those above
-them in their heading, and with the first heading's where the rounds are as many.
+Each command runs in a temporary copy of the code, in which the change of its exercise is made.
+Commands of a fence `sh unchanged` run on the code as it is. A command that ends in `# refused` has
+to fail. The name after --out is SETTING-SEED.
+
+The figures of a run go into answers.json at once, and answers.md is written from it. A finished
+command runs again only if its text or its change differs from the stored one. Settings are compared
+seed by seed: with those above them in their exercise, and with the first exercise's setting if both
+have the same number of rounds.
 """
 
 import json
@@ -17,165 +20,319 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-import data
-import report
+from infra import flags
+from infra.run_folder import read_lines, write_json
+from lab import report
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "course" / "exercises.md"
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OUT = re.compile(r"--out runs/(\S+)")
 HEAD = """# What the exercises measured
 
-Written by `python exercises.py` from answers.json. Means over seeds; test pass@1 with its range over seeds; a → b: the
-means of the first and of the last quarter of the rounds. Differences are of test pass@1, in pairs by seed, ± a 95 %
-interval by Student's t; in brackets seed by seed, and the fewest seeds whose interval would be ± 0.02 or narrower.
+`python -m lab.exercises` writes this page from answers.json. Values are means over seeds, and test
+pass@1 is followed by its range over seeds. a → b: the means of the first and of the last quarter of
+the rounds. Differences are of test pass@1, paired by seed, ± a 95 % interval by Student's t. In
+brackets: the differences of the single seeds, and the fewest seeds whose interval would be ± 0.02
+or narrower.
 """
-Exercise = namedtuple("Exercise", "number title change commands answer")
-Command = namedtuple("Command", "text change refused setting seed")
-FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What is kept of a run: of its end, of its last evaluation on the test set, and of metrics.jsonl.
+TOTALS = ("rounds", "rollouts", "seconds")
+LAST_EVALUATION = ("in_format", "length", "truncated", "kl")
+BY_QUARTER = (
+    "reward", "loss", "entropy", "zero_advantage", "grad_norm", "update_norm", "sampler_mismatch",
+)  # fmt: skip
 
 
-def read(text):
-    """The exercises: the headings that begin with a number."""
-    found = []
+class Command(NamedTuple):
+    """One command line of an exercise."""
+
+    text: str
+    change: str  # the diff to make first; empty for none
+    refused: bool  # the command has to fail
+    setting: str
+    seed: str
+
+
+class Exercise(NamedTuple):
+    """One section of the page."""
+
+    number: int
+    title: str
+    change: str  # all its diffs
+    commands: list[Command]
+    answer: str
+
+
+Runs = dict[str, dict]  # the figures of a setting by seed
+
+
+# --- reading the page -----------------------------------------------------------------------------
+
+
+def read_exercises(text: str) -> list[Exercise]:
+    """The exercises of a page: the sections whose heading begins with a number."""
+    exercises = []
     for section in re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]:
         title, body = section.split("\n", 1)
         question, _, answer = body.partition("<details>")
-        fences, commands = FENCE.findall(question), []
+        fences = FENCE.findall(question)
         change = "".join(inside for kind, _, inside in fences if kind == "diff")
+        commands = []
         for kind, words, inside in fences:
-            for line in expand(inside) if kind == "sh" else []:
-                text, refused, _ = line.partition("  # refused")
-                setting, seed = re.search(r"--out runs/([\w.+-]+)-(\d+)", text).groups()
-                commands.append(Command(text, change * ("unchanged" not in words), bool(refused), setting, seed))
-        found.append(Exercise(int(title.split(".")[0]), title, change, commands, answer))
-    return found
+            if kind != "sh":
+                continue
+            for line in expand(inside):
+                commands.append(to_command(line, "" if "unchanged" in words else change))
+        number = int(title.split(".")[0])
+        exercises.append(Exercise(number, title, change, commands, answer))
+    return exercises
 
 
-def expand(lines):
-    """Commands, one a line: continued lines joined, `for seed in 0 1; do ...; done` once for each word."""
-    for line in filter(None, map(str.strip, re.sub(r"\\\n\s*", "", lines).splitlines())):
+def expand(lines: str) -> Iterator[str]:
+    """Yield the commands of a fence, with continued lines joined and loops written out."""
+    for line in re.sub(r"\\\n\s*", "", lines).splitlines():
+        line = line.strip()
         loop = re.fullmatch(r"for (\w+) in ([^;]+); do (.+); done", line)
-        yield from [loop[3].replace(f"${loop[1]}", word) for word in loop[2].split()] if loop else [line]
+        if loop:
+            variable, words, body = loop.groups()
+            for word in words.split():
+                yield body.replace(f"${variable}", word)
+        elif line:
+            yield line
 
 
-def make(change, folder):
-    """Make a change in the files of a folder; @@ parts two places, and what has a - must stand there exactly once."""
+def to_command(line: str, change: str) -> Command:
+    text, refused, _ = line.partition("  # refused")
+    setting, seed = re.search(r"--out runs/([\w.+-]+)-(\d+)", text).groups()
+    return Command(text, change, bool(refused), setting, seed)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def run(command: Command, runs: Path) -> dict:
+    """Run a command in a changed copy of the code; return its figures.
+
+    runs: the folder of the runs. It is kept, because a later command may evaluate a model in it.
+    Raises ValueError, with the last words of the command, if it fails or should have failed.
+    """
+    out = OUT.search(command.text)[1]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_code(folder)
+        (folder / "runs").symlink_to(runs.resolve())
+        apply_change(command.change, folder)
+        shutil.rmtree(runs / out, ignore_errors=True)  # half a run, if this was stopped before
+        words = [sys.executable, *shlex.split(command.text)[1:]]
+        done = subprocess.run(words, cwd=folder, text=True, capture_output=True)
+    last_line = (done.stderr or done.stdout).strip().split("\n")[-1]
+    has_failed = done.returncode != 0
+    if has_failed and not command.refused:
+        raise ValueError(f"{command.text}: {last_line}")
+    if command.refused and not has_failed:
+        raise ValueError(f"{command.text}: was not refused")
+    return {"said": last_line} if command.refused else read_figures(runs / out)
+
+
+def copy_code(folder: Path) -> None:
+    """Copy what the commands run: the scripts, the packages, the tiny models and their problems."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    for name in ("infra", "lab", "tiny"):
+        without = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=without)
+
+
+def apply_change(change: str, folder: Path) -> None:
+    """Make a change in the files of a folder.
+
+    change: diffs without line numbers; @@ separates two places of a file.
+    Raises ValueError unless the lines to be replaced stand in the file exactly once.
+    """
+    path = None
     for part in re.split(r"^(?=--- )|^@@.*\n", change, flags=re.MULTILINE)[1:]:
         lines = part.splitlines()
         if part.startswith("--- "):
-            path, lines = folder / lines[0][4:].strip(), lines[2:]
-        old, new = ("".join(line[1:] + "\n" for line in lines if line[:1] in (sign, " ")) for sign in "-+")
-        text = "\n" + path.read_text()
+            path = folder / lines[0].removeprefix("--- ").strip()
+            lines = lines[2:]
+        old = "".join(line[1:] + "\n" for line in lines if line[:1] in ("-", " "))
+        new = "".join(line[1:] + "\n" for line in lines if line[:1] in ("+", " "))
+        text = "\n" + path.read_text()  # so that a line break stands before every line
         if text.count("\n" + old) != 1:
-            raise ValueError(f"the change does not fit: {path.name} has not exactly one place that reads {old!r}")
+            raise ValueError(
+                f"the change does not fit: {path.name} has not exactly one place that reads {old!r}"
+            )
         path.write_text(text.replace("\n" + old, "\n" + new)[1:])
 
 
-def run(command, runs):
-    """Run a command in a changed copy; returns its figures, or raises ValueError with its last words."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path in ROOT.glob("*.py"):
-            shutil.copy(path, folder)
-        shutil.copytree(ROOT / "tiny", Path(folder, "tiny"))
-        Path(folder, "runs").symlink_to(runs.resolve())  # they stay: a later command may evaluate a model
-        make(command.change, Path(folder))
-        shutil.rmtree(runs / f"{command.setting}-{command.seed}", ignore_errors=True)  # half a run, after a stop
-        done = subprocess.run([sys.executable, *shlex.split(command.text)[1:]], cwd=folder, text=True,
-                              capture_output=True)
-    last = (done.stderr or done.stdout).strip().split("\n")[-1]
-    if command.refused != bool(done.returncode):
-        raise ValueError(f"{command.text}: " + ("was not refused" if command.refused else last))
-    return {"said": last} if command.refused else figures(runs / re.search(r"--out runs/(\S+)", command.text)[1])
+def read_figures(path: Path) -> dict:
+    """What is kept of a run of train.py, or of the lines that evaluate.py wrote."""
+    if path.suffix == ".jsonl":
+        return {"test": float(np.mean([line["right"] for line in read_lines(path)]))}
+    summary = json.loads((path / "summary.json").read_text())
+    last_evaluation = read_lines(path / "evals.jsonl")[-1]
+    metrics = read_lines(path / "metrics.jsonl")
+    quarter = max(1, len(metrics) // 4)
+
+    figures = {key: summary[key] for key in TOTALS}
+    figures["before"] = summary["test_pass@1_before"]
+    figures["test"] = summary["test_pass@1_after"]
+    figures["train"] = summary["train_pass@1_after"]
+    figures |= {key: last_evaluation[key] for key in LAST_EVALUATION}
+    for key in BY_QUARTER:
+        values = [line[key] or 0 for line in metrics]
+        figures[key] = [float(np.mean(values[:quarter])), float(np.mean(values[-quarter:]))]
+    return figures
 
 
-def figures(path):
-    if path.suffix == ".jsonl":  # of evaluate.py
-        return {"test": float(np.mean([line["right"] for line in report.read_lines(path)]))}
-    summary, metrics = json.loads((path / "summary.json").read_text()), report.read_lines(path / "metrics.jsonl")
-    evals, n = report.read_lines(path / "evals.jsonl"), max(1, len(metrics) // 4)
-    return {**{key: summary[key] for key in ("rounds", "rollouts", "seconds")}, "before": summary["test_pass@1_before"],
-            "test": summary["test_pass@1_after"], "train": summary["train_pass@1_after"],
-            **{key: evals[-1][key] for key in ("in_format", "length", "cut", "kl")},  # on the test set, at the end
-            **{key: [float(np.mean([line[key] or 0 for line in ends])) for ends in (metrics[:n], metrics[-n:])]
-               for key in ("reward", "loss", "entropy", "zero_advantage", "grad_norm", "update_norm", "gap")}}
+# --- answers.md -----------------------------------------------------------------------------------
 
 
-def shown(key, runs):
-    """The mean over seeds of a figure, of test pass@1 with its range; first → last quarter of the rounds."""
-    values = [one[key] for one in runs.values() if key in one]
-    mean = np.mean(values, axis=0) if values else []
-    if np.ndim(mean):
-        return " → ".join(f"{value:.2g}" for value in mean)
-    around = f" ({min(values):.3f} to {max(values):.3f})" if key == "test" and len(values) > 1 else ""
-    return (f"{mean:,.0f}" if key in ("rounds", "rollouts", "seconds") else f"{mean:.3f}") + around
-
-
-def seeds_for(spread, wanted=0.02):
-    """The fewest seeds whose 95 % interval is ± wanted, or narrower, if differences spread so over seeds."""
-    units = (np.resize([-1.0, 1.0], n) for n in range(2, 10_000))  # any values: only t / sqrt(n) is wanted of them
-    return next(len(x) for x in units if report.t_interval(x / x.std(ddof=1))[1] * spread <= wanted)
-
-
-def difference(label, gaps):
-    if len(gaps) < 2:
-        return []
-    mean, half = report.t_interval(gaps)
-    return [f"- {label}: {mean:+.3f} ± {half:.3f} ({', '.join(f'{gap:+.3f}' for gap in gaps)}; "
-            f"{seeds_for(np.std(gaps, ddof=1))} seeds for ± 0.02)"]
-
-
-def answers_md(exercises, answers):
-    lines, base = [HEAD], {}
+def answers_md(exercises: list[Exercise], answers: dict[str, dict]) -> str:
+    """The page of all that was measured; answers: figures by the text of the command."""
+    lines = [HEAD]
+    base = {}  # the settings of the first exercise
     for exercise in exercises:
-        have, settings = [command for command in exercise.commands if command.text in answers], {}
-        lines += [f"## {exercise.title}", ""] if have else []
-        for command in have:
+        commands = [command for command in exercise.commands if command.text in answers]
+        if not commands:
+            continue
+        lines += [f"## {exercise.title}", ""]
+        settings: dict[str, Runs] = {}
+        for command in commands:
+            figures = answers[command.text]
             if command.refused:
-                lines += [f"`{command.text}` is refused: {answers[command.text]['said']}", ""]
+                lines += [f"`{command.text}` is refused: {figures['said']}", ""]
             else:
-                settings.setdefault(command.setting, {})[command.seed] = answers[command.text]
-        keys = list(dict.fromkeys(key for runs in settings.values() for one in runs.values() for key in one))[1:]
-        rows = [["setting", "seeds", *keys], ["---"] * (len(keys) + 2), *(
-            [name, " ".join(runs), *(shown(key, runs) for key in keys)] for name, runs in settings.items())]
-        lines += [*("| " + " | ".join(row) + " |" for row in rows), ""] if settings else []
-        for i, (one, runs) in enumerate(settings.items()):
-            lines += difference(f"{one}, after − before", [
-                figure["test"] - figure["before"] for figure in runs.values() if "before" in figure])
-            for other, others in [*base.items(), *list(settings.items())[:i]]:
-                lines += difference(f"{one} − {other}", [
-                    runs[seed]["test"] - others[seed]["test"] for seed in runs if seed in others
-                    and (other in settings or runs[seed].get("rounds") == others[seed]["rounds"])])
-        lines, base = lines + [""] * bool(have), base or settings
+                figures = {key: value for key, value in figures.items() if key != "change"}
+                settings.setdefault(command.setting, {})[command.seed] = figures
+        if settings:
+            lines += [*table(settings), ""]
+        for name in settings:
+            lines += differences(name, settings, base)
+        lines.append("")
+        base = base or settings
     return "\n".join(lines)
 
 
-def main(argv=None):
-    parser = data.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("numbers", nargs="*", type=int, help="of the headings (default: all)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "exercises", help="(default: %(default)s)")
+def table(settings: dict[str, Runs]) -> list[str]:
+    """The lines of a table with a row for each setting."""
+    keys = {key: None for runs in settings.values() for figures in runs.values() for key in figures}
+    rows = [["setting", "seeds", *keys], ["---"] * (len(keys) + 2)]
+    for name, runs in settings.items():
+        rows.append([name, " ".join(runs), *(format_figure(key, runs) for key in keys)])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def format_figure(key: str, runs: Runs) -> str:
+    """The mean over seeds; with its range for test pass@1; first → last quarter of the rounds."""
+    values = [figures[key] for figures in runs.values() if key in figures]
+    mean = np.mean(values, axis=0) if values else []
+    if np.ndim(mean):
+        return " → ".join(f"{value:.2g}" for value in mean)
+    if key in TOTALS:
+        return f"{mean:,.0f}"
+    if key == "test" and len(values) > 1:
+        return f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})"
+    return f"{mean:.3f}"
+
+
+def differences(name: str, settings: dict[str, Runs], base: dict[str, Runs]) -> list[str]:
+    """The lines that compare a setting with its start, with base, and with those above it.
+
+    base: the setting of the first exercise.
+    """
+    runs = settings[name]
+    gains = [one["test"] - one["before"] for one in runs.values() if "before" in one]
+    lines = difference_line(f"{name}, after − before", gains)
+
+    above = list(settings)[: list(settings).index(name)]
+    others = base | {other: settings[other] for other in above}
+    for other, their_runs in others.items():
+        paired = []
+        for seed, figures in runs.items():
+            if seed not in their_runs:
+                continue
+            theirs = their_runs[seed]
+            if other in settings or figures.get("rounds") == theirs["rounds"]:
+                paired.append(figures["test"] - theirs["test"])
+        lines += difference_line(f"{name} − {other}", paired)
+    return lines
+
+
+def difference_line(label: str, values: list[float]) -> list[str]:
+    """One line: the mean of differences over seeds with its interval; none for a single seed."""
+    if len(values) < 2:
+        return []
+    mean, half = report.t_interval(values)
+    single = ", ".join(f"{value:+.3f}" for value in values)
+    seeds = seeds_for(np.std(values, ddof=1))
+    return [f"- {label}: {mean:+.3f} ± {half:.3f} ({single}; {seeds} seeds for ± 0.02)"]
+
+
+def seeds_for(spread: float, wanted: float = 0.02) -> int:
+    """The fewest seeds whose 95 % interval is ± wanted or narrower.
+
+    spread: the standard deviation of the differences over seeds.
+    """
+    for n in range(2, 10_000):
+        values = np.resize([-1.0, 1.0], n)
+        # Of values with standard deviation 1, half the interval is t / sqrt(n).
+        _, half = report.t_interval(values / values.std(ddof=1))
+        if half * spread <= wanted:
+            return n
+    raise ValueError(f"a spread of {spread} would take more than 10,000 seeds")
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = flags.FlagParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "numbers", nargs="*", type=int, help="of the exercises to run (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "exercises",
+        help="the folder of answers.json and answers.md",
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    path = args.out / "answers.json"
     try:
-        exercises = read((ROOT / "EXERCISES.md").read_text())
-        if unknown := set(args.numbers) - {exercise.number for exercise in exercises}:
-            raise ValueError(f"there is no exercise {min(unknown)} in EXERCISES.md")
-        (args.out / "runs").mkdir(parents=True, exist_ok=True)
-        answers = json.loads(path.read_text()) if path.exists() else {}
-        for exercise in exercises:
-            for command in exercise.commands if exercise.number in (args.numbers or [exercise.number]) else []:
-                if answers.get(command.text, {}).get("change") != command.change:
-                    print(f"{exercise.title}: {command.text}", flush=True)
-                    answers[command.text] = {"change": command.change, **run(command, args.out / "runs")}
-                    path.with_suffix(".tmp").write_text(json.dumps(answers, indent=1) + "\n")
-                    path.with_suffix(".tmp").replace(path)  # a stop leaves no half a file
-        (args.out / "answers.md").write_text(answers_md(exercises, answers))
+        run_exercises(args.numbers, args.out)
     except (ValueError, OSError) as error:
         sys.exit(f"exercises.py: {error}")
     except KeyboardInterrupt:
         sys.exit("exercises.py: stopped; the same command goes on")
+
+
+def run_exercises(numbers: list[int], out: Path) -> None:
+    """Run what has not been run, of the exercises with these numbers; write the answers."""
+    exercises = read_exercises(PAGE.read_text())
+    known = [exercise.number for exercise in exercises]
+    for number in numbers:
+        if number not in known:
+            raise ValueError(f"there is no exercise {number} in {PAGE.relative_to(ROOT)}")
+    runs, path = out / "runs", out / "answers.json"
+    runs.mkdir(parents=True, exist_ok=True)
+    answers = json.loads(path.read_text()) if path.exists() else {}
+    for exercise in exercises:
+        if numbers and exercise.number not in numbers:
+            continue
+        for command in exercise.commands:
+            stored = answers.get(command.text)
+            if stored and stored["change"] == command.change:
+                continue
+            print(f"{exercise.title}: {command.text}", flush=True)
+            answers[command.text] = {"change": command.change, **run(command, runs)}
+            write_json(path, answers)
+    (out / "answers.md").write_text(answers_md(exercises, answers))
 
 
 if __name__ == "__main__":

@@ -1,59 +1,70 @@
-"""Why a design choice helps or not: the gradient estimates themselves, at a fixed policy, instead of curves.
+"""Why a design choice helps or not: the gradient estimates themselves, at a fixed policy.
 
-    python probe.py                     # base model and half-way through a run; minutes; writes runs/probe/probe.md
+    python -m lab.probe     # at the base model and half-way through a run; takes minutes
 
-A setting turns the rollouts of one round into one estimate g of the policy gradient. At a fixed policy many
-independent rounds, each of 256 sampled rollouts, tell how good an estimate it is, against a reference: the gradient
-of the objective, the expected reward of a completion, estimated without bias (RLOO, tokens summed) from thousands of
-other rollouts.
+A setting turns the rollouts of one round into one estimate g of the policy gradient. Many
+independent rounds at a fixed policy, each of 256 sampled rollouts, show how good that estimate is.
+They are compared with a reference: the gradient of the expected reward of a completion, estimated
+without bias (RLOO, tokens summed) from thousands of other rollouts.
 
-    cosine    between the mean of the estimates and the reference; the cosine of two references is the ceiling
+    cosine    between the mean of the estimates and the reference. Its ceiling is the cosine of two
+              halves of the reference.
     a round   the mean cosine of single estimates: what one update sees
     SNR       |E g|^2 / (sum of the variances), without the bias of a finite number of rounds
-    uphill    share of the rounds whose estimate has a positive product with the reference
+    uphill    the share of rounds whose estimate has a positive product with the reference
 
-The same for the step that Adam makes of each estimate: at the base model its first (nearly the sign of g), half-way
-with the moments that the run has gathered. Half-way is after 30 rounds of 256 x 1 with a window of 8, whose histories
-serve the window's advantage; at the base no query has one, where that advantage is the raw reward.
+The same figures describe the step that Adam makes of each estimate. At the base model this is its
+first step, which is nearly the sign of g. Half-way it uses the moments that the run has gathered.
+Half-way means after 30 rounds of 256 x 1 with a window of 8. The histories of that run serve the
+window's advantage. The base model has no histories, so there the window would be the raw reward
+and is left out.
 
-Beside them, why it may not help to subtract the mean reward: the variance of (R - b) * score, where the score is the
-gradient of a completion's log-probability, is least at b = E[R |score|^2] / E[|score|^2], which lies far below the mean
-reward where wrong completions have the larger scores.
+The last lines of the report show why subtracting the mean reward may not help. The variance of
+(R - b) * score, where the score is the gradient of a completion's log-probability, is least at
+b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger scores, that is far
+below the mean reward.
 """
 
+import argparse
 import copy
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import bandit
+import data
+import evaluate
+import rollout
+import train
+from infra import checkpoint, curve, flags, models, optimizer  # curve makes pyplot draw into files
 
-import bandit  # noqa: E402
-import checkpoint  # noqa: E402
-import data  # noqa: E402
-import evaluate  # noqa: E402
-import optimizer  # noqa: E402
-import report  # noqa: E402
-import rollout  # noqa: E402
-import train  # noqa: E402
+WINDOW = 8  # rewards of a query that the run remembers
+SCORED = 256  # completions whose scores are measured
+MEASURES = ("cosine", "a round", "SNR", "uphill")
+# The reference and the scores have seeds that the rounds' small numbers never reach.
+REFERENCE_SEED = 10**6
+SCORE_SEED = 10**7
 
 
 class Setting(NamedTuple):
+    """How the rollouts of a round are split, and what is made of them."""
+
     queries: int
-    rollouts: int  # trained ones of each query
-    extra: int  # more, for the statistics only
+    rollouts: int  # of each query, to train on
+    baseline_rollouts: int  # more of each query, for the statistics only
     advantage: str
     loss_mean: str = "token"
 
 
-SETTINGS = {  # each of 256 rollouts a round
+SETTINGS = {  # each samples 256 rollouts a round
     "32x1+7 group": Setting(32, 1, 7, "group"),
     "32x8 raw": Setting(32, 8, 0, "reward"),
     "32x8 group": Setting(32, 8, 0, "group"),
@@ -66,194 +77,341 @@ SETTINGS = {  # each of 256 rollouts a round
 REFERENCE = Setting(32, 8, 0, "rloo", "constant")
 
 
-class Recorder:
-    """In the optimizer's place: keeps the gradient that bandit.update would have stepped along."""
+# --- a policy, its rounds and their estimates -----------------------------------------------------
 
-    def __init__(self, model):
-        self.model, self.param_groups = model, [{"params": list(model.parameters())}]
 
-    def step(self):
-        self.gradient = torch.cat([p.grad.reshape(-1) for p in self.model.parameters()]).clone()
+class Moments(NamedTuple):
+    """Adam's state for an ascent direction."""
 
-    def zero_grad(self):
-        for p in self.model.parameters():
-            p.grad = None
+    first: torch.Tensor  # [parameters]
+    second: torch.Tensor  # [parameters]
+    steps: int
 
 
 class Policy(NamedTuple):
-    model: object
-    tokenizer: object
-    queries: list
-    prompts: list
-    windows: dict  # prompt text -> its last rewards
-    moments: tuple  # (first, second moment of Adam, flat; steps taken)
+    """A fixed policy with all that an estimate needs."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    queries: list[data.Query]
+    prompts: list[list[int]]
+    windows: dict[str, list[float]]  # prompt text -> its last rewards
+    moments: Moments | None
 
 
-def draw(policy, queries, n, seed, length):
-    """The rollouts of one round: (indices of the queries, rollouts, rewards [queries, n])."""
-    chosen = np.random.default_rng([seed, 0]).choice(len(policy.queries), queries, replace=False)
-    rollouts = rollout.sample(policy.model, [policy.prompts[i] for i in chosen], n, max_new_tokens=length, seed=seed,
-                              end_ids=rollout.end_ids(policy.model, policy.tokenizer))
-    right, _, _ = evaluate.judge(policy.tokenizer, [policy.queries[i] for i in chosen], rollouts)
-    return chosen, rollouts, torch.tensor(right, dtype=torch.float32).view(queries, n)
+class Round(NamedTuple):
+    """The rollouts of one round, n for each query."""
+
+    chosen: np.ndarray  # [queries], their indices
+    rollouts: list[rollout.Rollout]
+    rewards: torch.Tensor  # [queries, n]
 
 
-def estimate(policy, setting, chosen, rollouts, rewards, length):
-    """The ascent direction [parameters] of one round: minus the gradient of the loss, before any clipping."""
-    n, windows = setting.rollouts + setting.extra, None
+class Recorder:
+    """Takes the optimizer's place in bandit.update and keeps the gradient instead of stepping."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.param_groups = [{"params": list(model.parameters())}]
+
+    def step(self) -> None:
+        gradients = [p.grad.reshape(-1) for p in self.model.parameters()]
+        self.gradient = torch.cat(gradients).clone()
+
+    def zero_grad(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+
+def sample_round(policy: Policy, queries: int, n: int, seed: int, max_new_tokens: int) -> Round:
+    """n rollouts each of some random queries, with their rewards."""
+    generator = np.random.default_rng([seed, 0])
+    chosen = generator.choice(len(policy.queries), queries, replace=False)
+    rollouts = rollout.sample(
+        policy.model, [policy.prompts[i] for i in chosen], n, max_new_tokens=max_new_tokens,
+        seed=seed, end_ids=models.end_ids(policy.model, policy.tokenizer),
+    )  # fmt: skip
+    grades = evaluate.grade(policy.tokenizer, [policy.queries[i] for i in chosen], rollouts)
+    rewards = torch.tensor(grades.right, dtype=torch.float32).view(queries, n)
+    return Round(chosen, rollouts, rewards)
+
+
+def estimate(
+    policy: Policy, setting: Setting, sampled: Round, max_new_tokens: int
+) -> torch.Tensor:
+    """The ascent direction of one round: minus the loss's gradient, unclipped, [parameters]."""
+    chosen, rollouts, rewards = sampled
+    windows = None
     if setting.advantage == "window":
-        windows = bandit.remember(copy.deepcopy(policy.windows), [policy.queries[i].prompt for i in chosen], rewards, 8)
-    advantage = bandit.advantages(setting.advantage, bandit.Pulls(rewards, None, windows), setting.rollouts)
+        texts = [policy.queries[i].prompt for i in chosen]
+        windows = bandit.remember(copy.deepcopy(policy.windows), texts, rewards, WINDOW)
+    round_rewards = bandit.RoundRewards(rewards, windows=windows)
+    advantages = bandit.advantages(setting.advantage, round_rewards, setting.rollouts)
+
+    n = setting.rollouts + setting.baseline_rollouts
     trained = [i for i in range(len(rollouts)) if i % n < setting.rollouts]
-    recorder = Recorder(policy.model)
-    bandit.update(policy.model, recorder, [policy.prompts[chosen[i // n]] for i in trained],
-                  [rollouts[i].tokens for i in trained], advantage.reshape(-1), loss_mean=setting.loss_mean,
-                  longest=length, max_grad_norm=float("inf"))
-    return -recorder.gradient
+    batch = bandit.UpdateBatch(
+        prompts=[policy.prompts[chosen[i // n]] for i in trained],
+        completions=[rollouts[i].tokens for i in trained],
+        advantages=advantages.reshape(-1),
+    )
+    return -gradient_of_loss(policy.model, batch, setting.loss_mean, max_new_tokens)
 
 
-def score_norms(policy, length, count=256):
-    """(share right, mean squared norm of the score of the right completions, of the wrong ones), one rollout each: they
-    give the constant b of least variance that equation (4) of the README leaves free."""
-    chosen, rollouts, rewards = draw(policy, count, 1, 10**7, length)
-    norms, recorder = [], Recorder(policy.model)
+def gradient_of_loss(
+    model: PreTrainedModel, batch: bandit.UpdateBatch, loss_mean: str, max_new_tokens: int = 1
+) -> torch.Tensor:
+    """The gradient, [parameters], that bandit.update would step along; the model is unchanged."""
+    recorder = Recorder(model)
+    config = bandit.UpdateConfig(loss_mean, max_new_tokens, max_grad_norm=float("inf"))
+    bandit.update(model, recorder, batch, config)
+    return recorder.gradient
+
+
+def score_norms(
+    policy: Policy, max_new_tokens: int, count: int = SCORED
+) -> tuple[float, float, float]:
+    """The share of right completions, and the mean squared norm of their scores and of the others'.
+
+    One completion each of `count` queries. The three give the constant b of least variance, which
+    equation (4) of the lecture leaves free.
+    """
+    chosen, rollouts, rewards = sample_round(policy, count, 1, SCORE_SEED, max_new_tokens)
+    squared_norms = []
     for i, one in zip(chosen, rollouts, strict=True):
-        bandit.update(policy.model, recorder, [policy.prompts[i]], [one.tokens], torch.ones(1), loss_mean="constant",
-                      max_grad_norm=float("inf"))
-        norms.append(recorder.gradient.square().sum().item())
-    norms, right = np.array(norms), rewards.numpy().ravel() > 0
-    return right.mean(), norms[right].mean(), norms[~right].mean()
+        batch = bandit.UpdateBatch([policy.prompts[i]], [one.tokens], torch.ones(1))
+        gradient = gradient_of_loss(policy.model, batch, "constant")
+        squared_norms.append(gradient.square().sum().item())
+    squared_norms = np.array(squared_norms)
+    right = rewards.numpy().ravel() > 0
+    return right.mean(), squared_norms[right].mean(), squared_norms[~right].mean()
 
 
-def adam_step(gradient, moments, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8):
-    """The step that Adam makes of an ascent direction, up to the learning rate (arXiv:1412.6980), as train.py does:
-    clipped first, with the moments gathered so far."""
+# --- how good estimates are -----------------------------------------------------------------------
+
+
+def adam_step(
+    gradient: torch.Tensor, moments: Moments, max_grad_norm: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+) -> torch.Tensor:  # fmt: skip
+    """The step that Adam makes of an ascent direction, divided by the learning rate.
+
+    Adam is arXiv:1412.6980. As in train.py the gradient is clipped first.
+    """
     first, second, steps = moments
     gradient = gradient * min(1, max_grad_norm / (gradient.norm().item() + 1e-6))
     first = betas[0] * first + (1 - betas[0]) * gradient
     second = betas[1] * second + (1 - betas[1]) * gradient**2
     steps += 1
-    return first / (1 - betas[0]**steps) / ((second / (1 - betas[1]**steps)).sqrt() + eps)
+    unbiased_first = first / (1 - betas[0] ** steps)
+    unbiased_second = second / (1 - betas[1] ** steps)
+    return unbiased_first / (unbiased_second.sqrt() + eps)
 
 
-def cosine(a, b):
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
 
 
-def describe(estimates, reference):
-    """{cosine, a round, SNR, uphill} of estimates [rounds, parameters] against a reference [parameters]."""
-    mean, noise = estimates.mean(dim=0), estimates.var(dim=0).sum()
-    signal = mean @ mean - noise / len(estimates)  # less what the noise of a finite mean adds
-    return {"cosine": cosine(mean, reference), "a round": float(np.mean([cosine(g, reference) for g in estimates])),
-            "SNR": (signal / noise).item(), "uphill": (estimates @ reference > 0).float().mean().item()}
+def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """The four MEASURES of estimates [rounds, parameters] against a reference [parameters]."""
+    mean = estimates.mean(dim=0)
+    noise = estimates.var(dim=0).sum()
+    # The noise of a mean over few rounds adds to its squared norm, so it is subtracted.
+    signal = mean @ mean - noise / len(estimates)
+    return {
+        "cosine": cosine(mean, reference),
+        "a round": float(np.mean([cosine(g, reference) for g in estimates])),
+        "SNR": (signal / noise).item(),
+        "uphill": (estimates @ reference > 0).float().mean().item(),
+    }
 
 
-def probe(policy, rounds, reference_rounds, length, with_windows):
-    """({setting: {"gradient" and "adam": what describe says}}, the ceiling of the cosine)."""
-    references = [torch.stack([estimate(policy, REFERENCE, *draw(policy, 32, 8, 10**6 * half + i, length), length)
-                               for i in tqdm(range(reference_rounds // 2), desc="reference", disable=None)]).mean(dim=0)
-                  for half in (1, 2)]
-    settings = {name: s for name, s in SETTINGS.items() if with_windows or s.advantage != "window"}
+class Findings(NamedTuple):
+    """What the probe finds at one policy."""
+
+    settings: dict[str, dict[str, dict[str, float]]]  # setting -> "gradient", "adam" -> measures
+    ceiling: float  # the cosine of the two halves of the reference
+
+
+def probe(policy: Policy, rounds: int, reference_rounds: int, max_new_tokens: int) -> Findings:
+    """Compare the estimates of every setting with the reference, at one policy.
+
+    rounds: estimates of each setting. reference_rounds: of both halves of the reference together.
+    """
+    halves = []
+    for first_seed in (REFERENCE_SEED, 2 * REFERENCE_SEED):
+        halves.append(estimate_reference(policy, reference_rounds // 2, first_seed, max_new_tokens))
+    has_windows = bool(policy.windows)
+    settings = {
+        name: setting
+        for name, setting in SETTINGS.items()
+        if has_windows or setting.advantage != "window"
+    }
     estimates = {name: [] for name in settings}
-    for i in tqdm(range(rounds), desc="rounds", disable=None):
-        drawn = {}  # settings of one shape see the same rollouts: paired
+    for seed in tqdm(range(rounds), desc="rounds", disable=None):
+        sampled = {}  # settings of one shape use the same rollouts, so that they compare in pairs
         for name, setting in settings.items():
-            shape = setting.queries, setting.rollouts + setting.extra
-            if shape not in drawn:
-                drawn[shape] = draw(policy, *shape, seed=i, length=length)
-            estimates[name].append(estimate(policy, setting, *drawn[shape], length))
-    reference = sum(references) / 2
-    return {name: {"gradient": describe(torch.stack(many), reference),
-                   "adam": describe(torch.stack([adam_step(g, policy.moments) for g in many]), reference)}
-            for name, many in estimates.items()}, cosine(*references)
+            shape = setting.queries, setting.rollouts + setting.baseline_rollouts
+            if shape not in sampled:
+                sampled[shape] = sample_round(policy, *shape, seed, max_new_tokens)
+            estimates[name].append(estimate(policy, setting, sampled[shape], max_new_tokens))
+
+    reference = sum(halves) / 2
+    found = {}
+    for name, gradients in estimates.items():
+        steps = [adam_step(gradient, policy.moments) for gradient in gradients]
+        found[name] = {
+            "gradient": describe(torch.stack(gradients), reference),
+            "adam": describe(torch.stack(steps), reference),
+        }
+    return Findings(found, ceiling=cosine(*halves))
 
 
-def policies(args):
-    """The base model, and the policy of a run at its end (made here where --run names none)."""
+def estimate_reference(
+    policy: Policy, rounds: int, first_seed: int, max_new_tokens: int
+) -> torch.Tensor:
+    """The mean of the reference's estimate over some rounds, [parameters]."""
+    queries, n = REFERENCE.queries, REFERENCE.rollouts
+    estimates = []
+    for i in tqdm(range(rounds), desc="reference", disable=None):
+        sampled = sample_round(policy, queries, n, first_seed + i, max_new_tokens)
+        estimates.append(estimate(policy, REFERENCE, sampled, max_new_tokens))
+    return torch.stack(estimates).mean(dim=0)
+
+
+def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
+    """Yield (name, policy): the base model, then the end of a run, which is made if need be."""
     queries = data.load(args.data, "train")
-    base, tokenizer = rollout.load(args.model)
-    rollout.use_threads(base)
+    base, tokenizer = models.load(args.model)
+    models.set_threads(base)
     prompts = data.encode(tokenizer, queries)
     size = sum(p.numel() for p in base.parameters())
-    yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, (torch.zeros(size), torch.zeros(size), 0))
+    moments = Moments(torch.zeros(size), torch.zeros(size), 0)
+    yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, moments)
+
     folder = Path(args.run or Path(args.out) / "run")
-    if not checkpoint.paths(folder):
-        train.main(["--model", args.model, "--data", args.data, "--max-new-tokens", str(args.max_new_tokens),
-                    "--advantage", "window", "--window", "8", "--batch-size", str(min(256, len(queries))), "--rounds",
-                    str(args.run_rounds), "--eval-every", "0", "--eval-samples", "1", "--out", str(folder)])
-    state = checkpoint.newest(folder)
-    model, _ = rollout.load(args.model)
-    optimizer.Masters(model).load_state_dict(state["model"])
-    moments = [torch.cat([row[key].reshape(-1) for _, row in sorted(state["optimizer"]["state"].items())])
-               for key in ("exp_avg", "exp_avg_sq")]
-    yield f"round {state['round']}", Policy(model.eval(), tokenizer, queries, prompts, state["windows"],
-                                            (-moments[0], moments[1], state["round"]))  # ascent, as estimates are
+    if not checkpoint.list_checkpoints(folder):
+        batch_size = min(256, len(queries))
+        train.main([
+            "--model", args.model, "--data", args.data, "--out", str(folder),
+            "--advantage", "window", "--window", str(WINDOW), "--batch-size", str(batch_size),
+            "--rounds", str(args.run_rounds), "--max-new-tokens", str(args.max_new_tokens),
+            "--eval-every", "0", "--eval-samples", "1",
+        ])  # fmt: skip
+    state = checkpoint.load_newest(folder)
+    model, _ = models.load(args.model)
+    optimizer.MasterWeights(model).load_state_dict(state["model"])
+    by_weight = [row for _, row in sorted(state["optimizer"]["state"].items())]
+    first = torch.cat([row["exp_avg"].reshape(-1) for row in by_weight])
+    second = torch.cat([row["exp_avg_sq"].reshape(-1) for row in by_weight])
+    # The run descended the loss; estimates ascend, so the first moment changes its sign.
+    moments = Moments(-first, second, state["round"])
+    windows = state["windows"]
+    name = f"round {state['round']}"
+    yield name, Policy(model.eval(), tokenizer, queries, prompts, windows, moments)
 
 
-def main():
-    parser = data.Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tiny-qwen2")
-    parser.add_argument("--data", default="tiny-gsm")
-    parser.add_argument("--run", help="the folder of a run with --advantage window (default: one is made)")
-    parser.add_argument("--run-rounds", type=int, default=30, help="rounds of the run that is made (default: 30)")
-    parser.add_argument("--rounds", type=int, default=24, help="estimates of each setting (default: %(default)s)")
-    parser.add_argument("--reference-rounds", type=int, default=64, help="rounds of 256 rollouts of the reference, "
-                        "half of them in each of its two halves (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--out", default="runs/probe", help="the folder of the table and the figure")
-    args = parser.parse_args()
-    try:
-        if args.rounds < 2 or args.reference_rounds < 2 or args.run_rounds < 1:
-            raise ValueError("--rounds and --reference-rounds must be at least 2, --run-rounds at least 1")
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-        found, scores = {}, {}
-        for name, policy in policies(args):
-            found[name] = probe(policy, args.rounds, args.reference_rounds, args.max_new_tokens, bool(policy.windows))
-            scores[name] = score_norms(policy, args.max_new_tokens)
-    except (ValueError, OSError) as error:
-        sys.exit(f"probe.py: {error}")
-    write(found, scores, args)
+# --- the report -----------------------------------------------------------------------------------
 
 
-def write(found, scores, args):
-    """probe.md, probe.csv and probe.png."""
-    keys = ("cosine", "a round", "SNR", "uphill")
-    heads = [f"{kind}: {key}" for kind in ("gradient", "Adam") for key in keys]
-    lines = ["| policy | setting | " + " | ".join(heads) + " |", "|---" * 10 + "|"]
-    with open(Path(args.out) / "probe.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["policy", "setting", *heads])
-        for policy, (settings, ceiling) in found.items():
-            for name, both in settings.items():
-                values = [both[kind][key] for kind in ("gradient", "adam") for key in keys]
-                rows.writerow([policy, name, *values])
-                lines.append(f"| {policy} | {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-            lines.append(f"| {policy} | ceiling: two halves of the reference | {ceiling:.3f} |" + " |" * 7)
-    text = (f"`python probe.py --model {args.model} --data {args.data} --rounds {args.rounds} --reference-rounds "
-            f"{args.reference_rounds}`: {args.rounds} rounds of 256 rollouts a setting, a reference of "
-            f"{256 * args.reference_rounds:,} rollouts.\n\n" + "\n".join(lines))
+def write_report(
+    args: argparse.Namespace, found: dict[str, Findings],
+    scores: dict[str, tuple[float, float, float]],
+) -> None:  # fmt: skip
+    """Write probe.md, probe.csv and probe.png into args.out; print the first.
+
+    found, scores: of each policy, what `probe` and `score_norms` return.
+    """
+    folder = Path(args.out)
+    headings = [f"{kind}: {measure}" for kind in ("gradient", "Adam") for measure in MEASURES]
+    rows = []
+    for policy, (settings, _) in found.items():
+        for name, both in settings.items():
+            values = [both[kind][measure] for kind in ("gradient", "adam") for measure in MEASURES]
+            rows.append([policy, name, *values])
+    with open(folder / "probe.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["policy", "setting", *headings], *rows])
+
+    lines = [f"| policy | setting | {' | '.join(headings)} |", "|---" * 10 + "|"]
+    for policy, findings in found.items():
+        for _, name, *values in [row for row in rows if row[0] == policy]:
+            shown = " | ".join(f"{value:.3f}" for value in values)
+            lines.append(f"| {policy} | {name} | {shown} |")
+        ceiling = f"ceiling: two halves of the reference | {findings.ceiling:.3f}"
+        lines.append(f"| {policy} | {ceiling} |" + " |" * 7)
+    command = (
+        f"`python -m lab.probe --model {args.model} --data {args.data} --rounds {args.rounds} "
+        f"--reference-rounds {args.reference_rounds}`: {args.rounds} rounds of 256 rollouts a "
+        f"setting, a reference of {256 * args.reference_rounds:,} rollouts."
+    )
+    paragraphs = [command, "\n".join(lines)]
     for policy, (p, right, wrong) in scores.items():
         best = p * right / (p * right + (1 - p) * wrong)
-        text += (f"\n\nAt {policy}: {p:.2f} of 256 completions right; mean squared norm of the score {right:,.0f} for "
-                 f"right ones, {wrong:,.0f} for wrong ones; the constant baseline of least variance is {best:.2f}, the "
-                 f"mean reward {p:.2f}.")
-    (Path(args.out) / "probe.md").write_text(text + "\n")
-    drawing, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for panel, kind, title in zip(panels, ("gradient", "adam"), ("the estimate", "the step that Adam makes of it"),
-                                  strict=True):
-        for offset, (policy, (settings, ceiling)) in zip((-0.15, 0.15), found.items(), strict=True):
-            color, marker = (report.BLUE, "o") if offset < 0 else (report.ORANGE, "s")
-            places = [list(SETTINGS).index(name) + offset for name in settings]
-            panel.plot([both[kind]["a round"] for both in settings.values()], places, marker, color=color, label=policy)
+        paragraphs.append(
+            f"At {policy}: {p:.2f} of {SCORED} completions right; mean squared norm of the score "
+            f"{right:,.0f} for right ones, {wrong:,.0f} for wrong ones; the constant baseline of "
+            f"least variance is {best:.2f}, the mean reward {p:.2f}."
+        )
+    text = "\n\n".join(paragraphs)
+    (folder / "probe.md").write_text(text + "\n")
+    draw(folder / "probe.png", found)
+    print(text)
+
+
+def draw(path: Path, found: dict[str, Findings]) -> None:
+    """The cosine of one round with the reference, by setting: of the estimate, of Adam's step."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    styles = [(-0.15, curve.BLUE, "o"), (0.15, curve.ORANGE, "s")]  # one for each policy
+    titles = {"gradient": "the estimate", "adam": "the step that Adam makes of it"}
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
+        for style, (policy, findings) in zip(styles, found.items(), strict=True):
+            offset, color, marker = style
+            cosines = [both[kind]["a round"] for both in findings.settings.values()]
+            places = [list(SETTINGS).index(name) + offset for name in findings.settings]
+            panel.plot(cosines, places, marker, color=color, label=policy)
             if kind == "gradient":
-                panel.axvline(ceiling, color=color, linestyle=":", linewidth=1, label=f"ceiling, {policy}")
+                panel.axvline(
+                    findings.ceiling, color=color, linestyle=":", linewidth=1,
+                    label=f"ceiling, {policy}",
+                )  # fmt: skip
         panel.set(xlabel="mean cosine of one round with the reference", title=title)
-        panel.axvline(0, color=report.GREY, linewidth=0.8)
+        panel.axvline(0, color=curve.GREY, linewidth=0.8)
     panels[0].set_yticks(range(len(SETTINGS)), list(SETTINGS))
     panels[0].invert_yaxis()
     panels[1].legend(*panels[0].get_legend_handles_labels(), fontsize=8)
-    drawing.savefig(Path(args.out) / "probe.png", dpi=110)
-    print(text)
+    figure.savefig(path, dpi=110)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.FlagParser(description=__doc__.split("\n")[0])
+    flag = parser.add_argument
+    flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--run", help="the folder of a run with --advantage window (default: one is made)")
+    flag("--run-rounds", type=int, default=30, help="rounds of the run that is made")
+    flag("--rounds", type=int, default=24, help="estimates of each setting")
+    flag("--reference-rounds", type=int, default=64,
+         help="rounds of 256 rollouts for the reference, half of them for each of its two halves")
+    flag("--max-new-tokens", type=int, default=64, help="truncate completions here")
+    flag("--out", default="runs/probe", help="the folder of the report")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    found, scores = {}, {}
+    try:
+        if args.rounds < 2 or args.reference_rounds < 2 or args.run_rounds < 1:
+            raise ValueError(
+                "--rounds and --reference-rounds must be at least 2, --run-rounds at least 1"
+            )
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        for name, policy in load_policies(args):
+            found[name] = probe(policy, args.rounds, args.reference_rounds, args.max_new_tokens)
+            scores[name] = score_norms(policy, args.max_new_tokens)
+    except (ValueError, OSError) as error:
+        sys.exit(f"probe.py: {error}")
+    write_report(args, found, scores)
 
 
 if __name__ == "__main__":

@@ -1,114 +1,188 @@
 """The learner where everything is known: bandit.py's own functions on a tabular bandit.
 
-    python tabular.py        # regret, noise and expected update of each advantage: theory beside practice
+    python -m lab.tabular     # regret, noise and expected update of each advantage
 """
 
 import math
 
 import torch
 
-from bandit import ADVANTAGES, LOSS_MEANS, Pulls, advantages, loss, remember
+from bandit import ADVANTAGES, LOSS_MEANS, RoundRewards, advantages, loss, remember
+
+WINDOW = 8  # rewards that each context remembers, for the advantages that need a window
+PULLS = 8  # of each context in a round
+ROUNDS = 60
+SEEDS = range(5)
+LEARNING_RATES = (4, 16, 64)
+RATES = (0.05, 0.25, 0.5, 0.75, 0.95)  # success rates at which w(p) is shown
+
+INTRODUCTION = """\
+A contextual bandit with 8 contexts and 10 arms, one of them right; 60 rounds of 8 pulls a context.
+
+regret  wrong pulls of 3840, mean of 5 seeds ± standard error, at three learning rates of plain
+        gradient descent
+noise   variance of the gradient over its squared mean, at the first policy
+w(p)    the expected update of a query of success rate p is w(p) * grad p: exact, for 8 rollouts,
+        beside one other query of success rate 0.5 for the advantages that use the whole batch
+
+raft, psr, nsr and w-reinforce get the rewards +1 and -1, the others 1 and 0. So raft and psr equal
+the raw reward. A window of 8 that 8 rollouts fill equals the group.
+"""
 
 
-def exact_weight(name, p, n=8, other=0.5):
-    """w(p) of E[update of a query] = w(p) * grad p: what the advantage makes of a success rate p, 0/1 rewards
-    (+1/-1 for those that need signs); beside equation (6) of the README.
+# --- theory: the expected update, by enumeration --------------------------------------------------
 
-    E[A * grad log pi] = E[A | right] * grad p + E[A | wrong] * grad (1 - p), so w(p) = E[A | right] - E[A | wrong].
-    n is the group and the window; the greedy completion is right where p > 1/2. Enumerated: the number right among
-    the other n - 1 rollouts, and among the n rollouts of a second query in the batch, whose success rate is `other`.
+
+def exact_weight(name: str, p: float, n: int = 8, other: float = 0.5) -> float:
+    """w(p) of equation (6) of the lecture: E[update of a query] = w(p) * grad p.
+
+    name: the advantage. Rewards are 0 and 1, or -1 and 1 for an advantage that needs signs.
+    p: the success rate of the query. The greedy completion is right where p > 1/2.
+    n: the rollouts of the query; the window holds exactly these.
+    other: the success rate of a second query, which shares the batch.
+
+    E[A * grad log pi] = E[A | right] * grad p + E[A | wrong] * grad (1 - p), so
+    w(p) = E[A | right] - E[A | wrong]. Both expectations are sums over how many of the other n - 1
+    rollouts are right, and how many of the second query's n.
     """
-    def binomial(k, count, rate):
-        return math.comb(count, k) * rate**k * (1 - rate)**(count - k)
-
     wrong = -1.0 if ADVANTAGES[name].needs == "signs" else 0.0
+    greedy = torch.tensor([p > 0.5, other > 0.5]).double()
     weight = 0.0
-    for mine in range(n):
-        for theirs in range(n + 1):
-            chance = binomial(mine, n - 1, p) * binomial(theirs, n, other)
-            for own, sign in ((1.0, 1), (wrong, -1)):
+    for right_here in range(n):
+        for right_there in range(n + 1):
+            chance = binomial(right_here, n - 1, p) * binomial(right_there, n, other)
+            for first, sign in ((1.0, 1), (wrong, -1)):
                 rewards = torch.full((2, n), wrong, dtype=torch.float64)
-                rewards[0, 0] = own
-                rewards[0, 1:1 + mine] = 1
-                rewards[1, :theirs] = 1
-                pulls = Pulls(rewards, torch.tensor([p > 0.5, other > 0.5]).double(), rewards.tolist())
-                weight += sign * chance * ADVANTAGES[name].compute(pulls)[0, 0].item()
+                rewards[0, 0] = first
+                rewards[0, 1 : 1 + right_here] = 1
+                rewards[1, :right_there] = 1
+                round_rewards = RoundRewards(rewards, greedy, rewards.tolist())
+                advantage = ADVANTAGES[name].compute(round_rewards)[0, 0].item()
+                weight += sign * chance * advantage
     return weight
 
 
-class Table:
+def binomial(right: int, draws: int, rate: float) -> float:
+    """The chance that `right` of `draws` are right, each with chance `rate`."""
+    return math.comb(draws, right) * rate**right * (1 - rate) ** (draws - right)
+
+
+# --- practice: learning ---------------------------------------------------------------------------
+
+
+class TabularBandit:
     """A softmax policy over K arms in each of C contexts; arm 0 is right.
 
-    The right arms are `right` [C, K]; the success rates of the first policy differ widely between contexts.
+    right: [C, K], 1 for the right arm and 0 for the others.
+    start: [C, K], the logits of the first policy. Its success rates differ widely.
     """
 
-    def __init__(self, contexts=8, arms=10, seed=0):
+    def __init__(self, contexts: int = 8, arms: int = 10, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
         self.right = torch.zeros(contexts, arms)
         self.right[:, 0] = 1
         self.start = torch.randn(contexts, arms, generator=generator)
         self.start[:, 0] += torch.linspace(-2, 5, contexts)
 
-    def success(self, theta):
-        return (torch.softmax(theta, -1) * self.right).sum(-1)
+    def success_rates(self, logits: torch.Tensor) -> torch.Tensor:
+        """The chance of the right arm in each context, [C]."""
+        return (torch.softmax(logits, -1) * self.right).sum(-1)
 
-    def round(self, theta, name, n, generator, windows):
-        """One round over all contexts: (loss with gradient, number of wrong pulls)."""
-        arms = torch.multinomial(torch.softmax(theta.detach(), -1), n, replacement=True, generator=generator)
+    def play_round(
+        self, logits: torch.Tensor, name: str, n: int, generator: torch.Generator,
+        windows: dict[int, list[float]],
+    ) -> tuple[torch.Tensor, float]:  # fmt: skip
+        """The loss of one round with its gradient, and the number of wrong pulls.
+
+        logits: [C, K]. name: the advantage. n: pulls of each context.
+        windows: the last rewards of each context, changed in place.
+        """
+        needs = ADVANTAGES[name].needs
+        policy = torch.softmax(logits.detach(), -1)
+        arms = torch.multinomial(policy, n, replacement=True, generator=generator)
         verdicts = self.right.gather(1, arms)
-        rewards = 2 * verdicts - 1 if ADVANTAGES[name].needs == "signs" else verdicts
-        greedy = self.right.gather(1, theta.detach().argmax(-1, keepdim=True)).squeeze(1)
-        needs_window = ADVANTAGES[name].needs == "window"
-        history = remember(windows, range(len(theta)), rewards, 8) if needs_window else None
-        advantage = advantages(name, Pulls(rewards, greedy, history), n).reshape(-1)
-        logprobs = torch.log_softmax(theta, -1).gather(1, arms).reshape(-1)  # an arm is a completion of one token
-        weight = LOSS_MEANS["constant"](torch.ones(len(logprobs)), 1)
-        return loss(logprobs, logprobs.detach(), advantage, weight), (1 - verdicts).sum().item()
+        rewards = 2 * verdicts - 1 if needs == "signs" else verdicts
+
+        greedy_arms = logits.detach().argmax(-1, keepdim=True)
+        greedy = self.right.gather(1, greedy_arms).squeeze(1)
+        size = WINDOW if needs == "window" else 0
+        histories = remember(windows, range(len(logits)), rewards, size)
+        round_rewards = RoundRewards(rewards, greedy, histories)
+        advantage = advantages(name, round_rewards, n).reshape(-1)
+
+        # An arm is a completion of one token.
+        logprobs = torch.log_softmax(logits, -1).gather(1, arms).reshape(-1)
+        weights = LOSS_MEANS["constant"](torch.ones(len(logprobs)), 1)
+        value = loss(logprobs, logprobs.detach(), advantage, weights)
+        return value, (1 - verdicts).sum().item()
 
 
-def play(table, name, lr, n=8, rounds=60, seed=0):
-    """Learn by plain gradient descent; the regret: all wrong pulls, the optimum being never to make one."""
-    theta, windows = table.start.clone().requires_grad_(), {}
+def regret(
+    bandit: TabularBandit, name: str, lr: float, n: int = PULLS, rounds: int = ROUNDS, seed: int = 0
+) -> float:
+    """The wrong pulls while learning by plain gradient descent; the optimum makes none."""
+    logits = bandit.start.clone().requires_grad_()
+    windows = {}
     generator = torch.Generator().manual_seed(seed)
-    regret = 0
+    total = 0
     for _ in range(rounds):
-        value, wrong = table.round(theta, name, n, generator, windows)
-        (gradient,) = torch.autograd.grad(value, theta)
-        theta = (theta - lr * gradient).detach().requires_grad_()
-        regret += wrong
-    return regret
+        value, wrong = bandit.play_round(logits, name, n, generator, windows)
+        (gradient,) = torch.autograd.grad(value, logits)
+        logits = (logits - lr * gradient).detach().requires_grad_()
+        total += wrong
+    return total
 
 
-def noise_of(table, name, n=8, rounds=100):
-    """Variance of the gradient at the first policy over the squared norm of its mean."""
-    theta, windows, generator = table.start.clone().requires_grad_(), {}, torch.Generator().manual_seed(1)
-    for _ in range(8):
-        table.round(theta, name, n, generator, windows)  # fills the windows
-    gradients = torch.stack([torch.autograd.grad(table.round(theta, name, n, generator, windows)[0], theta)[0]
-                             for _ in range(rounds)]).flatten(1)
+def gradient_noise(
+    bandit: TabularBandit, name: str, n: int = PULLS, rounds: int = 100
+) -> float:
+    """The variance of the gradient over its squared mean, at the first policy."""
+    logits = bandit.start.clone().requires_grad_()
+    windows = {}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(8):  # fill the windows
+        bandit.play_round(logits, name, n, generator, windows)
+    gradients = []
+    for _ in range(rounds):
+        value, _ = bandit.play_round(logits, name, n, generator, windows)
+        gradients.append(torch.autograd.grad(value, logits)[0])
+    gradients = torch.stack(gradients).flatten(1)
     variance = gradients.var(dim=0).sum()
-    squared_mean = gradients.mean(dim=0).square().sum() - variance / rounds  # less what its own noise adds
+    # The noise of the mean adds to its squared norm, so it is subtracted.
+    squared_mean = gradients.mean(dim=0).square().sum() - variance / rounds
     return (variance / squared_mean).item()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    table = Table()
-    rates = (0.05, 0.25, 0.5, 0.75, 0.95)
-    seeds, rates_of_learning = range(5), (4, 16, 64)
-    print("A contextual bandit of 8 contexts and 10 arms, one of them right; 60 rounds of 8 pulls a context.\n"
-          "regret: wrong pulls of 3840, mean of 5 seeds ± standard error, at three learning rates of plain gradient\n"
-          "descent; noise: variance of the gradient over its squared mean, at the first policy;\n"
-          "w(p): the expected update of a query of success rate p is w(p) * grad p (exact, for 8 rollouts; where the\n"
-          "batch enters: beside one other query of success rate 0.5). raft, psr, nsr and w-reinforce get +1 and -1;\n"
-          "raft and psr are then the raw reward, and a window of 8 filled by 8 rollouts is the group, by algebra.\n")
-    print(f"{'advantage':21}" + "".join(f"{f'regret, lr {lr}':>16}" for lr in rates_of_learning)
-          + f"{'noise':>7}   w(p) at p =" + "".join(f"{p:>6}" for p in rates) + "   formula")
-    print(f"{'(never learning)':21}" + f"{3840 * (1 - table.success(table.start).mean()):>10.0f}{'':6}" * 3)
+# --- the table ------------------------------------------------------------------------------------
+
+
+def print_table() -> None:
+    """One line per advantage: theory beside practice."""
+    bandit = TabularBandit()
+    headings = "".join(f"{f'regret, lr {lr}':>16}" for lr in LEARNING_RATES)
+    rates = "".join(f"{p:>6}" for p in RATES)
+    print(f"{'advantage':21}{headings}{'noise':>7}   w(p) at p ={rates}   formula")
+
+    pulls = ROUNDS * PULLS * len(bandit.start)
+    never = pulls * (1 - bandit.success_rates(bandit.start).mean())
+    print(f"{'(never learning)':21}" + f"{never:>10.0f}{'':6}" * len(LEARNING_RATES))
+
     for name, row in ADVANTAGES.items():
         line = f"{name:21}"
-        for lr in rates_of_learning:
-            regrets = torch.tensor([play(table, name, lr, seed=seed) for seed in seeds])
-            line += f"{regrets.mean():>10.0f} ± {regrets.std() / len(seeds)**0.5:<3.0f}"
-        weights = "".join(f"{exact_weight(name, p):6.2f}" for p in rates)
-        print(f"{line}{noise_of(table, name):>7.1f}{'':14}{weights}   {row.formula}")
+        for lr in LEARNING_RATES:
+            regrets = torch.tensor([regret(bandit, name, lr, seed=seed) for seed in SEEDS])
+            error = regrets.std() / len(SEEDS) ** 0.5
+            line += f"{regrets.mean():>10.0f} ± {error:<3.0f}"
+        weights = "".join(f"{exact_weight(name, p):6.2f}" for p in RATES)
+        noise = gradient_noise(bandit, name)
+        print(f"{line}{noise:>7.1f}{'':14}{weights}   {row.formula}")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(INTRODUCTION)
+    print_table()
+
+
+if __name__ == "__main__":
+    main()

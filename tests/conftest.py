@@ -1,14 +1,17 @@
-"""What several tests share: small checkpoints in the hub's format, and the folder of real data."""
+"""Fixtures of several test files: small checkpoints in the hub's format, small runs, real data."""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for the hub; read when transformers is imported
+# No test may wait for the hub. transformers reads this when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from helpers import QUERIES, ROOT, grade_by_coin, small_run_flags  # noqa: E402
 from transformers import (  # noqa: E402
     AutoTokenizer,
     GenerationConfig,
@@ -16,12 +19,15 @@ from transformers import (  # noqa: E402
     LlamaForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tiny")]
+import evaluate  # noqa: E402
+import train  # noqa: E402
+from infra import models  # noqa: E402
+
 torch.set_num_threads(1)
 
 ARCHITECTURES = {
@@ -31,76 +37,122 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """A function: the folder of a random model of an architecture, with the tiny tokenizer, as the hub holds them."""
-    made = {}
+# --- models ---------------------------------------------------------------------------------------
 
-    def make(name):
-        if name not in made:
-            config, model = ARCHITECTURES[name]
-            folder = tmp_path_factory.mktemp(name)
-            tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / name)
-            torch.manual_seed(0)
-            made_model = model(config(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
-                                      num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                      initializer_range=0.2, attention_dropout=0.5, bos_token_id=None,
-                                      eos_token_id=tokenizer.eos_token_id))
-            made_model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-            made_model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            made[name] = folder
-        return str(made[name])
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Callable[[str], str]:
+    """A function: the folder of a random model of an architecture, with the tiny tokenizer."""
+    folders = {}
+
+    def make(name: str) -> str:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            save_random_model(name, folders[name])
+        return str(folders[name])
 
     return make
 
 
+def save_random_model(name: str, folder: Path) -> None:
+    """Save a random model with large weights and dropout, as models are published on the hub."""
+    config_class, model_class = ARCHITECTURES[name]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / name)
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        attention_dropout=0.5,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = model_class(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture
-def micro(tmp_path, checkpoint):
-    """A function: run train.py with a random model on 24 + 8 queries, put into tmp_path: returns the run's folder."""
-    for split, count in (("train", 24), ("test", 8)):
+def load_model(checkpoint) -> Callable[..., PreTrainedModel]:
+    """A function: the random model of an architecture on the CPU, by default in float64."""
+
+    def load(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+        return models.load(checkpoint(name), "cpu")[0].to(dtype)
+
+    return load
+
+
+# --- runs of train.py -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory) -> Path:
+    """A folder with the first 24 train and 8 test queries of tiny-gsm."""
+    folder = tmp_path_factory.mktemp("problems")
+    for split, count in QUERIES.items():
         lines = (ROOT / "tiny" / f"gsm_{split}.jsonl").read_text().splitlines()[:count]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
 
-    def run(out, *flags):
-        argv = ["--model", checkpoint("qwen2"), "--data", str(tmp_path), "--out", str(tmp_path / out), "--batch-size",
-                "8", "--rounds", "6", "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "6",
-                "--eval-samples", "2", "--lr", "0.001", *flags]
-        import train  # here, not above: it needs the path set there
 
-        train.main(argv)
+@pytest.fixture
+def small_run(tmp_path, checkpoint, problems) -> Callable[..., Path]:
+    """A function: run train.py with a random model for six rounds; returns the run's folder."""
+
+    def run(out: str, *flags: str) -> Path:
+        train.main(small_run_flags(checkpoint("qwen2"), problems, tmp_path / out, *flags))
         return tmp_path / out
 
     return run
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, checkpoint, problems) -> Path:
+    """The folder of a small run with the coin verifier, for tests that only read it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "grade", grade_by_coin)
+        train.main(small_run_flags(checkpoint("qwen2"), problems, out))
+    return out
+
+
 @pytest.fixture
-def coin(monkeypatch):
-    """A verifier that pays half of all completions, so that a random model has something to learn from."""
-    import evaluate
+def coin_verifier(monkeypatch) -> None:
+    """A verifier that pays half of all completions, so that a random model has something to learn.
 
-    monkeypatch.setattr(evaluate, "judge", lambda tokenizer, queries, rollouts: (
-        np.array([sum(r.tokens) % 2 == 0 for r in rollouts]), np.ones(len(rollouts), dtype=bool),
-        ["?"] * len(rollouts)))
+    A random model gives no right answer, and without any reward nothing would change.
+    """
+    monkeypatch.setattr(evaluate, "grade", grade_by_coin)
+
+
+# --- other ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def real_data():
+def real_data() -> Path:
     """The folder with GSM8K's files: RFT_DATA, else ../shared/data beside the repository."""
     folder = Path(os.environ.get("RFT_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}: set RFT_DATA to the folder with gsm8k_train.jsonl.gz")
+        pytest.skip(f"no real data at {folder}; RFT_DATA names the folder of gsm8k_train.jsonl.gz")
     return folder
 
 
 @pytest.fixture
-def script_says(monkeypatch, capsys):
-    """A function: the words with which a script's main ends on these flags, which must be a failure."""
-    def run(module, *flags):
+def script_says(monkeypatch, capsys) -> Callable[..., str]:
+    """A function: the message with which a script's main refuses these flags."""
+
+    def run(module: ModuleType, *flags: str) -> str:
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
         with pytest.raises(SystemExit) as stop:
             module.main()
         assert stop.value.code != 0
-        return stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err.strip()
+        if isinstance(stop.value.code, str):
+            return stop.value.code
+        return capsys.readouterr().err.strip()
 
     return run

@@ -1,52 +1,51 @@
-"""What test_scale.py runs under torchrun: an update of given rollouts, or a run in which one process fails."""
+"""What test_distributed.py runs under torchrun: updates of given completions, or a run of train.py
+in which one process fails."""
 
 import os
 import sys
-from pathlib import Path
 
+import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers import ROUND_COMPLETIONS, fail_at_call, flatten, small_batch
 
 import bandit
-import distributed
-import optimizer
-import rollout
 import train
-
-PROMPTS = [[5, 6, 7, 8, 9], [30, 31], [50, 51, 52]]
-COMPLETIONS = [[70, 0], [80, 81, 82, 83, 0], [90, 91, 92]]
+from infra import distributed, models, optimizer
 
 
-def update(model, advantages, processes=bandit.ALONE, **kwargs):
-    """The weights after one update for each of the advantages, in one line, and what the last update returned.
+def update(
+    checkpoint: str, rounds: list[list[float]], changed: dict[str, object]
+) -> tuple[torch.Tensor, dict]:
+    """The weights after one update for each list of advantages, and what the last one returned.
 
-    In float64: where a gradient is nothing but rounding, Adam makes a whole step of it.
+    In float64, because Adam makes a whole step of a gradient that is only rounding.
+    changed: the fields of bandit.UpdateConfig that differ from their defaults.
     """
-    model, reference = (rollout.load(model, "cpu")[0].double() for _ in range(2))
-    masters = optimizer.Masters(model, torch.float64)
-    steps = optimizer.adamw(masters, 1e-2)
-    for advantage in advantages:
-        said = bandit.update(model, steps, PROMPTS, COMPLETIONS, torch.tensor(advantage).double(), reference=reference,
-                             sampled=[[-1.0] * len(c) for c in COMPLETIONS], processes=processes, **kwargs)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), said
+    model, reference = (models.load(checkpoint, "cpu")[0].double() for _ in range(2))
+    masters = optimizer.MasterWeights(model, torch.float64)
+    adamw = optimizer.adamw(masters, 1e-2)
+    config = bandit.UpdateConfig(**changed)
+    sampler_logprobs = [[-1.0] * len(completion) for completion in ROUND_COMPLETIONS[:3]]
+    for advantages in rounds:
+        batch = small_batch(torch.tensor(advantages).double(), sampler_logprobs)
+        measured = bandit.update(model, adamw, batch, config, reference)
+    return flatten(model), measured
+
+
+def update_in_this_process(checkpoint: str, cases: str) -> None:
+    """Run each case of a file, and save what came out beside it under this process's rank."""
+    distributed.start()
+    for number, (rounds, changed) in enumerate(torch.load(cases)):
+        result = update(checkpoint, rounds, changed)
+        torch.save(result, f"{cases}.{number}.{distributed.rank()}")
+    distributed.wait_and_exit()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "update":
-        distributed.start()
-        for i, (advantages, kwargs) in enumerate(torch.load(sys.argv[3])):
-            found = update(sys.argv[2], advantages, distributed, **kwargs)
-            torch.save(found, f"{sys.argv[3]}.{i}.{distributed.rank()}")
-        distributed.finish()
-    else:  # train.py's flags; the second process fails in round 3
-        judge, calls = train.evaluate.judge, []
-
-        def fails(*args):
-            calls.append(1)
-            if len(calls) == 6 and os.environ["RANK"] == "1":
-                raise ValueError("this one cannot go on")
-            return judge(*args)
-
-        train.evaluate.judge = fails
+        update_in_this_process(*sys.argv[2:])
+    else:  # the flags of train.py; the second process fails in round 3
+        if os.environ["RANK"] == "1":
+            error = ValueError("this one cannot go on")
+            fail_at_call(pytest.MonkeyPatch(), bandit, "advantages", 3, error)
         train.main(sys.argv[1:])

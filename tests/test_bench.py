@@ -1,83 +1,136 @@
 """The benchmarks run, and their figures are what they say."""
 
 import json
+import re
 import subprocess
 import sys
-from types import SimpleNamespace
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
-import bench
 import data
 import rollout
+from infra import models
+from lab import bench, bench_gpu, bench_sampler, bench_timing
+from lab.bench_peers import generate
+from lab.bench_timing import CAP, Ratio, Workload
+
+RATIO = re.compile(r"\d+\.\d\d  \(\d+\.\d\d to \d+\.\d\d\)")
 
 
-def run(*flags):
-    return subprocess.run([sys.executable, ROOT / "bench.py", *flags], capture_output=True, text=True)
+# --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_peer_has_the_same_rules():
-    """generate draws from the whole distribution, stops at every end, and its tokens are counted as ours are."""
-    model, tokenizer = rollout.load("tiny-qwen2", "cpu")
-    queries = data.load("tiny-gsm", "train")[:16]
-    prompts, ends = data.encode(tokenizer, queries), rollout.end_ids(model, tokenizer)
+def test_generate_has_the_rules_of_the_sampler():
+    """It draws from the whole distribution and stops at every end, and its tokens are counted as
+    ours are: the mean lengths are equal but for noise."""
+    model, tokenizer = models.load("tiny-qwen2", "cpu")
+    prompts = data.encode(tokenizer, data.load("tiny-gsm", "train")[:16])
+    ends = models.end_ids(model, tokenizer)
     torch.manual_seed(0)
-    theirs = sum(bench.generated(model, prompts, 8, ends, batch=64) for _ in range(4)) / 512
-    ours = [len(r.tokens) for r in rollout.sample(model, prompts, 32, max_new_tokens=bench.CAP, end_ids=ends)]
-    mean, error = sum(ours) / 512, torch.tensor(ours).float().std().item() / 512**0.5
-    assert abs(theirs - mean) < 4 * 2**0.5 * error
-    assert bench.generated(model, prompts, 2, set(), batch=8) == 32 * bench.CAP  # no end: all are cut
+    tokens = sum(generate(model, prompts, 8, ends, batch_size=64) for _ in range(4))
+    rollouts = rollout.sample(model, prompts, 32, max_new_tokens=CAP, end_ids=ends)
+    lengths = [len(one.tokens) for one in rollouts]
+    error = np.std(lengths, ddof=1) / 512**0.5
+    assert abs(tokens / 512 - np.mean(lengths)) < 4 * 2**0.5 * error
 
 
-def test_ratios():
-    assert bench.figure([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+def test_generate_without_an_end_goes_on_to_the_cap():
+    model, tokenizer = models.load("tiny-qwen2", "cpu")
+    prompts = data.encode(tokenizer, data.load("tiny-gsm", "train")[:16])
+    assert generate(model, prompts, 2, set(), batch_size=8) == 32 * CAP
+
+
+def test_a_ratio_has_the_median_and_the_range_of_the_repeats():
+    ratio = bench_timing.time_ratio(ours=[1.0, 2.0, 1.0], theirs=[3.0, 2.0, 2.0])
+    assert ratio == Ratio(median=2.0, low=1.0, high=3.0)
+    assert str(ratio) == "  2.00  (1.00 to 3.00)"
+    assert RATIO.search(str(ratio))
+
+
+def test_two_functions_are_timed_in_turn_after_a_run_that_is_not_counted():
     calls = []
-    times = bench.in_turn(lambda: calls.append("a"), lambda: calls.append("b"), 3, "x")
-    assert calls == ["a", "b"] * 4 and [len(taken) for taken in times] == [3, 3]
+    times = bench_timing.time_in_turn(
+        lambda: calls.append("a"), lambda: calls.append("b"), repeats=3, name="x"
+    )
+    assert calls == ["a", "b"] * 4
+    assert [len(taken) for taken in times] == [3, 3]
+
+
+@pytest.mark.slow
+def test_the_table_and_its_figures(tmp_path):
+    """Loose bounds: a broken sampler would fall below them on the noisiest machine."""
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "lab.bench", "--repeats", "1", "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert {"generate_32x1", "generate_32x8", "generate_set"} <= set(figures)
+    for name, row in figures.items():
+        assert set(row) == {"median", "low", "high"}
+        assert name in done.stdout
+        assert row["median"] > 1
+
+
+# --- the other sections ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_trick_can_be_switched_off(capsys, monkeypatch):
+    workloads = {"a": Workload(4, 1, calls=1), "b": Workload(3, 2, calls=1)}
+    monkeypatch.setattr(bench_sampler, "WORKLOADS", workloads)
+    flags = Namespace(model="tiny-qwen2", data="tiny-gsm", threads=1, repeats=1)
+    bench_sampler.tricks(flags)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 11
+    for line in lines:
+        assert len(RATIO.findall(line)) == (1 if line.startswith("one prefill for") else 2)
 
 
 def test_the_gpu_section_on_a_small_shape(capsys):
-    shape = dict(vocab_size=5000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, tie_word_embeddings=True)
-    bench.gpu(SimpleNamespace(repeats=1), "cpu", shape, queries=2, n=2, prompt=10, new=8, compiled=False)
+    shape = {
+        "vocab_size": 5000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+    bench_gpu.gpu(
+        Namespace(repeats=1), "cpu", shape, queries=2, n=2, prompt_tokens=10, new_tokens=8,
+        compiled=False,
+    )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["generate", "rollout.py", "a"]
     assert lines[-1].startswith("a round of 2 x 2: sampling")
 
 
-@pytest.mark.parametrize("flags, word", [
-    (["gpus"], "gpus"), (["--repeats", "0"], "--repeats"), (["--model", "nowhere"], "--model nowhere"),
-    *([(["gpu"], "needs a GPU")] if not torch.cuda.is_available() else [])])
+def test_needs_counts_the_weights_of_the_papers_models(capsys):
+    bench_gpu.needs(Namespace())
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("0.49 billion" in line for line in lines) == 3
+    assert sum("1.24 billion" in line for line in lines) == 3
+    row = next(line for line in lines if "OLMo" in line and "32 x 1 " in line)
+    # Rows x length x (keys, values) x layers x heads x head size x bytes.
+    cache = 32 * 1536 * 2 * 16 * 16 * 128 * 2
+    assert float(row.split("|")[6]) == pytest.approx(cache / 1e9, abs=0.06)
+
+
+BAD_FLAGS = [
+    (["gpus"], "gpus"),
+    (["--repeats", "0"], "--repeats"),
+    (["--model", "nowhere"], "--model nowhere"),
+]
+if not torch.cuda.is_available():
+    BAD_FLAGS.append((["gpu"], "needs a GPU"))
+
+
+@pytest.mark.parametrize("flags, word", BAD_FLAGS)
 def test_bad_flags_are_one_sentence(flags, word, script_says):
     said = script_says(bench, *flags)
-    assert word in said and len(said.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_the_table_and_its_figures(tmp_path):
-    """Loose bounds: what a broken sampler would fall below, on the noisiest machine."""
-    done = run("--repeats", "1", "--json", tmp_path / "figures.json")
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {"generate_32x1", "generate_32x8", "generate_set"} <= set(figures)
-    for name, row in figures.items():
-        assert set(row) == {"median", "low", "high"} and name in done.stdout
-        assert row["median"] > 1
-
-
-@pytest.mark.slow
-def test_every_trick_can_be_switched_off(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "SIZES", {"a": (4, 1, 1), "b": (3, 2, 1)})
-    bench.tricks(SimpleNamespace(model="tiny-qwen2", data="tiny-gsm", threads=1, repeats=1))
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert len(lines) == 11 and all(line.count("(") >= 1 for line in lines)
-
-
-def test_needs_counts_the_weights_of_the_papers_models(capsys):
-    bench.needs(None)
-    lines = capsys.readouterr().out.splitlines()
-    assert sum("0.49 billion" in line for line in lines) == sum("1.24 billion" in line for line in lines) == 3
-    row = next(line for line in lines if "OLMo" in line and "32 x 1 " in line).split("|")
-    assert float(row[6]) == pytest.approx(32 * 1536 * 2 * 16 * 16 * 128 * 2 / 1e9, abs=0.06)
+    assert word in said
+    assert len(said.splitlines()) == 1

@@ -1,42 +1,53 @@
-"""The loaders, on the tiny sets, on GSM8K's own files and on files that are broken."""
+"""Problem sets: rows become queries, queries become token ids, on the tiny sets and on GSM8K."""
 
-import gzip
-import json
 import subprocess
 import sys
 import types
+from argparse import Namespace
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT, write_rows
 from transformers import AutoTokenizer
 
 import data
 
 
-def write(path, *rows):
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text)
-    return str(path)
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+
+
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_both_schemas(tmp_path):
-    gsm = data.load(write(tmp_path / "a.jsonl", {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"}), "train")
-    assert gsm == [data.Query('2+2? Let\'s think step by step and output the final answer after "####".', "4", "####",
-                              None)]
-    row = {"problem": "Half?", "level": "Level 3", "type": "Algebra", "solution": r"\boxed{1} or \boxed{\frac{1}{2}}."}
-    (math,) = data.load(write(tmp_path / "b.jsonl.gz", row), "train")
-    assert math.prompt == r"Half? Let's think step by step and output the final answer within \boxed{}."
-    assert (math.gold, math.form, math.level) == (r"\frac{1}{2}", "boxed", 3)
+    row = {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"}
+    (query,) = data.load(write_rows(tmp_path / "a.jsonl", row), "train")
+    instruction = 'Let\'s think step by step and output the final answer after "####".'
+    assert query == data.Query(f"2+2? {instruction}", "4", "####", None)
+
+    row = {
+        "problem": "Half?",
+        "level": "Level 3",
+        "type": "Algebra",
+        "solution": r"\boxed{1} or \boxed{\frac{1}{2}}.",
+    }
+    (query,) = data.load(write_rows(tmp_path / "b.jsonl.gz", row), "train")
+    instruction = r"Let's think step by step and output the final answer within \boxed{}."
+    assert query == data.Query(f"Half? {instruction}", r"\frac{1}{2}", "boxed", 3)
 
 
-def test_rows_without_an_answer_are_dropped_aloud(tmp_path, capsys):
-    path = write(tmp_path / "a.jsonl", {"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "no idea"},
-                 {"problem": "c", "solution": r"\boxed{}"}, {"question": "d", "answer": None})
-    assert [q.gold for q in data.load(path, "train")] == ["1"]
-    assert "dropped 3 rows" in capsys.readouterr().err
+def test_rows_without_an_answer_are_dropped_and_counted(tmp_path, capsys):
+    rows = [
+        {"question": "a", "answer": "#### 1"},
+        {"question": "b", "answer": "no idea"},
+        {"problem": "c", "solution": r"\boxed{}"},
+        {"question": "d", "answer": None},
+    ]
+    queries = data.load(write_rows(tmp_path / "a.jsonl", *rows), "train")
+    assert [query.gold for query in queries] == ["1"]
+    assert "dropped 3 rows that have no answer (line 2, 3, 4)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rows, message", [
@@ -46,35 +57,17 @@ def test_rows_without_an_answer_are_dropped_aloud(tmp_path, capsys):
     ([{"question": "a", "answer": 4}], "line 1: the question and its answer must be text"),
     ([{"question": " ", "answer": "#### 4"}], "line 1: the question is empty"),
     ([], "no usable row"),
-])
+    ([{"question": "a", "answer": "no idea"}], "no usable row"),
+])  # fmt: skip
 def test_unusable_files(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        data.load(write(tmp_path / "a.jsonl", *rows), "train")
+        data.load(write_rows(tmp_path / "a.jsonl", *rows), "train")
 
 
-def test_places(tmp_path):
-    row = {"question": "a", "answer": "#### 1"}
-    train, test = write(tmp_path / "x_train.jsonl", row), write(tmp_path / "x_test.jsonl", row, row)
-    assert len(data.load(train, "test")) == len(data.load(str(tmp_path), "test")) == len(data.load(test, "train")) == 2
-    with pytest.raises(ValueError, match="neither one of tiny-gsm"):
-        data.load("nowhere", "train")
-    assert len(data.load(write(tmp_path / "alone.jsonl", row), "test")) == 1
-    write(tmp_path / "other_train.jsonl", row)
-    with pytest.raises(ValueError, match="holds 2 files"):
-        data.load(str(tmp_path), "train")
-    broken = tmp_path / "broken.jsonl.gz"
-    broken.write_bytes(b"this is not gzip")
-    with pytest.raises(ValueError, match="cannot be read"):
-        data.load(str(broken), "train")
+# --- the hub and real data ------------------------------------------------------------------------
 
 
-def test_the_hub_is_named_when_it_cannot_be_had():
-    """Without `datasets`, or without a network: one sentence either way."""
-    with pytest.raises(ValueError, match="--data gsm8k"):
-        data.load("gsm8k", "train")
-
-
-def test_hub_sets(monkeypatch):
+def test_sets_of_the_hub(monkeypatch):
     """The loading code, with a stand-in for the library: names, columns, and MATH's levels."""
     asked = []
 
@@ -82,36 +75,50 @@ def test_hub_sets(monkeypatch):
         asked.append((repository, configuration, split))
         if "gsm8k" in repository:
             return [{"question": "a", "answer": "#### 1,000"}]
-        return [{"problem": "b", "solution": r"\boxed{2}", "level": "Level 4", "type": "Algebra"},
-                {"problem": "c", "solution": "none", "level": "Level ?", "type": "Algebra"}]
+        return [
+            {"problem": "b", "solution": r"\boxed{2}", "level": "Level 4", "type": "Algebra"},
+            {"problem": "c", "solution": "none", "level": "Level ?", "type": "Algebra"},
+        ]
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert [q.gold for q in data.load("gsm8k", "test")] == ["1,000"]
-    assert [(q.gold, q.level) for q in data.load("math", "train")] == [("2", 4)]
-    assert [split for *_, split in asked] == ["test", "train"]
+    library = types.SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    assert [query.gold for query in data.load("gsm8k", "test")] == ["1,000"]
+    assert [(query.gold, query.level) for query in data.load("math", "train")] == [("2", 4)]
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("DigitalLearningGmbH/MATH-lighteval", "default", "train"),
+    ]
 
 
 def test_gsm8k(real_data):
     for split, count in (("train", 7473), ("test", 1319)):
         queries = data.load(str(real_data / "gsm8k_train.jsonl.gz"), split)
         assert len(queries) == count
-        assert all(q.form == "####" and q.gold and q.gold.lstrip("-").replace(",", "").isdigit() for q in queries)
+        for query in queries:
+            assert query.form == "####"
+            assert query.gold.lstrip("-").replace(",", "").isdigit()
 
 
-def test_prompts_go_through_the_chat_template():
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def test_prompts_go_through_the_chat_template(tokenizer):
     query = data.load("tiny-gsm", "train")[0]
     (ids,) = data.encode(tokenizer, [query])
-    assert tokenizer.decode(ids) == f"<|im_start|>user\n{query.prompt}<|im_end|>\n<|im_start|>assistant\n"
+    turns = f"<|im_start|>user\n{query.prompt}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids) == turns
 
 
-def test_no_second_beginning_of_sequence():
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+@pytest.mark.parametrize("template", ["yes", None])
+def test_no_second_beginning_of_sequence(tokenizer, template):
+    """With a template that writes the beginning-of-sequence token, the tokenizer must not add
+    another. Without a template, as for a base model, the tokenizer's own is wanted."""
+    beginning = tokenizer.pad_token_id
 
     class AddsOne:
-        """A tokenizer like Llama's: a template that writes the token, and a tokenizer that adds it too."""
+        """Like Llama's: the template writes the token, and the tokenizer adds it too."""
 
-        chat_template = "yes"
+        chat_template = template
 
         def get_chat_template(self):
             return self.chat_template
@@ -121,41 +128,92 @@ def test_no_second_beginning_of_sequence():
 
         def __call__(self, text, add_special_tokens=True):
             ids = tokenizer(text)["input_ids"]
-            return {"input_ids": [tokenizer.pad_token_id] * add_special_tokens + ids}
+            return {"input_ids": [beginning] * add_special_tokens + ids}
 
     (ids,) = data.encode(AddsOne(), [data.Query("Hello", "1", "####", None)])
-    assert ids.count(tokenizer.pad_token_id) == 1
-    plain = AddsOne()
-    plain.chat_template = None  # a base model: no template, so the tokenizer's own beginning is wanted
-    (ids,) = data.encode(plain, [data.Query("Hello", "1", "####", None)])
-    assert ids.count(tokenizer.pad_token_id) == 1
+    assert ids.count(beginning) == 1
 
 
-def test_a_template_with_a_date_gets_a_fixed_one():
-    """Llama 3.2's template, in short: today's date, by strftime_now, unless it is given."""
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+def test_a_template_with_a_date_gets_a_fixed_one(tokenizer):
+    """Llama 3.2's template, in short: today's date by strftime_now, unless it is given."""
     tokenizer.chat_template = (
         "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-        "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = 'never' %}{%- endif %}"
-        "{%- endif %}Today Date: {{ date_string }} {{ messages[0]['content'] }}")
+        "{%- set date_string = strftime_now('%d %b %Y') %}"
+        "{%- else %}{%- set date_string = 'never' %}{%- endif %}"
+        "{%- endif %}Today Date: {{ date_string }} {{ messages[0]['content'] }}"
+    )
     (ids,) = data.encode(tokenizer, [data.Query("Hello", "1", "####", None)])
     assert tokenizer.decode(ids) == "Today Date: 26 Jul 2024 Hello"
 
 
-def test_prompts_too_long_are_dropped_and_counted(capsys):
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "llama")
+def test_prompts_too_long_are_dropped_and_counted(tokenizer, capsys):
     queries = data.load("tiny-gsm", "test")
     lengths = [len(ids) for ids in data.encode(tokenizer, queries)]
-    longest = sorted(lengths)[100]
-    kept = data.within(tokenizer, queries, longest, "tiny-gsm, test")
-    assert kept == [q for q, length in zip(queries, lengths, strict=True) if length <= longest]
+    limit = sorted(lengths)[100]
+    kept = data.drop_long_prompts(tokenizer, queries, limit, "tiny-gsm, test")
+    rows = zip(queries, lengths, strict=True)
+    assert kept == [query for query, length in rows if length <= limit]
     assert f"dropped {512 - len(kept)} of 512 queries" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--max-prompt-tokens 3"):
-        data.within(tokenizer, queries, 3, "tiny-gsm, test")
+        data.drop_long_prompts(tokenizer, queries, 3, "tiny-gsm, test")
+
+
+# --- the sets of a run ----------------------------------------------------------------------------
+
+
+def load_sets(tokenizer, **flags):
+    """data.load_sets with these flags of train.py, on tiny-gsm by default."""
+    defaults = {
+        "data": "tiny-gsm",
+        "max_prompt_tokens": 512,
+        "levels": None,
+        "queries": None,
+        "seed": 0,
+        "batch_size": 32,
+    }
+    return data.load_sets(Namespace(**(defaults | flags)), tokenizer)
+
+
+def test_the_sets_of_a_run(tokenizer):
+    sets = load_sets(tokenizer)
+    assert sets.train == data.load("tiny-gsm", "train")
+    assert sets.test == data.load("tiny-gsm", "test")
+    assert sets.train_prompts == data.encode(tokenizer, sets.train)
+
+
+def test_levels_limit_the_train_set_only(tokenizer):
+    sets = load_sets(tokenizer, levels=[1, 5])
+    everything = data.load("tiny-gsm", "train")
+    assert sets.train == [query for query in everything if query.level in (1, 5)]
+    assert len(sets.test) == 512
+
+
+def test_a_subset_is_seeded_and_keeps_the_order_of_the_rows(tokenizer):
+    sets = load_sets(tokenizer, queries=40, seed=3)
+    everything = data.load("tiny-gsm", "train")
+    chosen = np.random.default_rng([3, 0]).permutation(1024)[:40]
+    assert sets.train == [everything[i] for i in sorted(chosen)]
+    assert load_sets(tokenizer, queries=40, seed=4).train != sets.train
+
+
+def test_a_set_without_a_test_file_is_announced(tokenizer, tmp_path, capsys):
+    path = write_rows(tmp_path / "alone.jsonl", *[{"question": "a", "answer": "#### 1"}] * 2)
+    sets = load_sets(tokenizer, data=path, batch_size=2)
+    assert sets.test == sets.train
+    assert "it is its own test set" in capsys.readouterr().err
+    load_sets(tokenizer)
+    assert capsys.readouterr().err == ""
+
+
+# --- the script -----------------------------------------------------------------------------------
 
 
 def test_the_script():
-    done = subprocess.run([sys.executable, ROOT / "data.py", "--data", "tiny-math"], capture_output=True, text=True)
-    assert done.returncode == 0 and "1024 queries in tiny-math, train" in done.stdout
-    done = subprocess.run([sys.executable, ROOT / "data.py", "--data", "nowhere"], capture_output=True, text=True)
-    assert done.returncode != 0 and "--data nowhere" in done.stderr and "Traceback" not in done.stderr
+    command = [sys.executable, ROOT / "data.py", "--data"]
+    done = subprocess.run([*command, "tiny-math"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "1024 queries in tiny-math, train" in done.stdout
+    done = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "--data nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

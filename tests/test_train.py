@@ -1,169 +1,194 @@
-"""The loop: what a run leaves behind, that it can be repeated and continued, and that it says what is wrong."""
+"""The loop: what the update is given, what the log says of a round, that a run can be repeated, and
+that a user's mistake is answered in one sentence."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import QUERIES, assert_equal_runs, is_paid, read_log, record_calls, write_rows
 
-import report
+import bandit
+import rollout
 import train
+from infra.run_folder import read_lines
 
-TIMES = ("tokens_per_second", "seconds_sampling", "seconds_reward", "seconds_update")
-
-
-def metrics(folder):
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in report.read_lines(folder / "metrics.jsonl")]
+# --- one round ------------------------------------------------------------------------------------
 
 
-def weights(folder):
-    from safetensors.torch import load_file
-    return load_file(folder / "model" / "model.safetensors")
+def calls_of_rounds(sampler_calls, n):
+    """(prompts, rollouts, options) of each call that sampled n rollouts of 8 queries."""
+    found = []
+    for (_, prompts, each), options, rollouts in sampler_calls:
+        if len(prompts) == 8 and each == n:
+            found.append((prompts, rollouts, options))
+    return found
 
 
-def equal_runs(one, two):
-    assert metrics(one) == metrics(two)
-    assert report.read_lines(one / "evals.jsonl") == report.read_lines(two / "evals.jsonl")
-    a, b = weights(one), weights(two)
-    assert all((a[k] == b[k]).all() for k in a)
+def test_what_the_update_is_given(small_run, coin_verifier, monkeypatch):
+    """Each trained completion with its own prompt, its own sampler's log-probabilities and the
+    advantage of its own reward, at the sampling temperature."""
+    sampler_calls = record_calls(monkeypatch, rollout, "sample_sharded")
+    update_calls = record_calls(monkeypatch, bandit, "update")
+    small_run(
+        "a", "--rounds", "2", "--advantage", "rloo", "--rollouts", "1", "--baseline-rollouts", "3",
+        "--temperature", "0.7", "--loss-mean", "constant", "--eval-samples", "1",
+        "--weight-decay", "0.5", "--max-grad-norm", "0.3", "--micro-tokens", "100",
+    )  # fmt: skip
+    sampled = calls_of_rounds(sampler_calls, 4)
+    assert len(sampled) == len(update_calls) == 2
+    for (prompts, rollouts, options), (args, _, _) in zip(sampled, update_calls, strict=True):
+        _, optimizer, batch, config, reference = args
+        assert config == bandit.UpdateConfig(
+            loss_mean="constant", max_new_tokens=6, temperature=0.7, max_grad_norm=0.3,
+            micro_tokens=100,
+        )  # fmt: skip
+        assert options["temperature"] == config.temperature
+        assert options["max_new_tokens"] == config.max_new_tokens
+        assert reference is None
+        assert optimizer.param_groups[0]["weight_decay"] == 0.5
+        assert optimizer.param_groups[0]["lr"] == 0.001
+
+        assert batch.prompts == prompts
+        assert batch.completions == [one.tokens for one in rollouts[::4]]
+        assert batch.sampler_logprobs == [one.logprobs for one in rollouts[::4]]
+        for row in range(8):
+            group = rollouts[4 * row : 4 * row + 4]
+            rewards = [float(is_paid(one.tokens)) for one in group]
+            wanted = rewards[0] - sum(rewards[1:]) / 3
+            assert batch.advantages[row].item() == pytest.approx(wanted)
 
 
-def test_what_a_run_leaves_behind(micro, coin):
-    out = micro("a")
-    for name in ("config.json", "summary.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "curve.png"):
-        assert (out / name).stat().st_size > 0
-    lines = metrics(out)
+def test_the_update_gets_every_flag_that_it_reads(small_run, coin_verifier, monkeypatch):
+    update_calls = record_calls(monkeypatch, bandit, "update")
+    small_run(
+        "a", "--rounds", "1", "--epochs-per-round", "2", "--clip-low", "0.1", "--clip-high", "0.3",
+        "--kl", "0.02", "--kl-estimator", "k2", "--correct-sampler", "--loss-mean", "sequence",
+    )  # fmt: skip
+    ((_, _, _, config, reference), _, _) = update_calls[0]
+    assert config == bandit.UpdateConfig(
+        loss_mean="sequence", max_new_tokens=6, epochs=2, clip_low=0.1, clip_high=0.3, kl=0.02,
+        kl_estimator="k2", correct_sampler=True,
+    )  # fmt: skip
+    assert reference is not None
+
+
+def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
+    """Greedy completions are counted, and enter no mean."""
+    sampler_calls = record_calls(monkeypatch, rollout, "sample_sharded")
+    out = small_run(
+        "a", "--rounds", "3", "--advantage", "remax", "--rollouts", "2", "--eval-every", "0",
+        "--eval-samples", "1", "--wrong-reward", "-1",
+    )  # fmt: skip
+    sampled = calls_of_rounds(sampler_calls, 2)
+    greedy = [call for call in calls_of_rounds(sampler_calls, 1) if call[2]["temperature"] == 0]
+    greedy = greedy[1:-1]  # the first and the last are of the evaluations
+    lines = read_lines(out / "metrics.jsonl")
+    assert len(lines) == len(sampled) == len(greedy) == 3
+    regret = tokens = 0
+    for number, line in enumerate(lines):
+        prompts, rollouts, _ = sampled[number]
+        greedy_prompts, greedy_rollouts, _ = greedy[number]
+        assert greedy_prompts == prompts
+        right = np.array([is_paid(one.tokens) for one in rollouts])
+        greedy_right = np.array([is_paid(one.tokens) for one in greedy_rollouts])
+        round_tokens = sum(len(one.tokens) for one in [*rollouts, *greedy_rollouts])
+        tokens += round_tokens
+        regret += (~right).sum() + (~greedy_right).sum()
+        logprobs = [logprob for one in rollouts for logprob in one.logprobs]
+        equal = right.reshape(8, 2) == greedy_right[:, None]
+        assert line["round"] == number + 1
+        assert line["accuracy"] == right.mean()
+        assert line["reward"] == pytest.approx(2 * right.mean() - 1)
+        assert line["regret"] == regret
+        assert line["in_format"] == 1
+        assert line["accuracy_in_format"] == line["accuracy"]
+        assert line["length"] == np.mean([len(one.tokens) for one in rollouts])
+        assert line["truncated"] == np.mean([one.truncated for one in rollouts])
+        assert line["entropy"] == pytest.approx(-np.mean(logprobs))
+        assert line["zero_advantage"] == equal.mean()
+        assert line["kl"] is None
+        assert 0 <= line["sampler_mismatch"] <= line["largest_sampler_mismatch"] < 1e-3
+        for part in ("sampling", "reward", "update"):
+            assert line[f"seconds_{part}"] > 0
+        rate = round_tokens / line["seconds_sampling"]
+        assert line["tokens_per_second"] == pytest.approx(rate)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["rounds"], summary["rollouts"]) == (3, 3 * 8 * 3)
+    assert (summary["tokens"], summary["regret"]) == (tokens, regret)
+
+
+def test_regret_adds_up_the_wrong_rollouts(finished_run):
+    lines = read_log(finished_run)
     assert [line["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
     wrong = [round(8 * (1 - line["accuracy"])) for line in lines]
     assert [line["regret"] for line in lines] == list(np.cumsum(wrong))
-    evals = report.read_lines(out / "evals.jsonl")
-    assert [(line["round"], line["split"]) for line in evals] == [
-        (r, split) for r in (0, 2, 4, 6) for split in ("train", "test")]
-    for line in evals:
-        assert len(line["right"]) == (24 if line["split"] == "train" else 8)
-        p = np.mean(line["right"])
-        assert line["pass@1"] == pytest.approx(p)
-        assert line["se"] == pytest.approx(np.std(line["right"], ddof=1) / len(line["right"]) ** 0.5)
-    assert evals[1]["kl"] == 0 and evals[-1]["kl"] > 0
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["rounds"] == 6 and summary["rollouts"] == 48
-    for split in ("train", "test"):
-        for when in ("before", "after"):
-            assert {f"{split}_pass@1_{when}", f"{split}_pass@1_{when}_se"} <= set(summary)
-            assert f"test_pass@2_{when}" in summary
-    for line in report.read_lines(out / "samples.jsonl"):
-        assert len(line["tokens"]) == len(line["logprobs_before"]) == len(line["logprobs_after"])
-    model, tokenizer = train.rollout.load(str(out / "model"))
-    assert len(tokenizer) <= model.config.vocab_size
 
 
-def test_the_same_seed_gives_the_same_metrics(micro, coin):
-    one, two, other = micro("a"), micro("b"), micro("c", "--seed", "1")
-    equal_runs(one, two)
-    assert metrics(other) != metrics(one)
+# --- a whole run ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [
-    ["--advantage", "group", "--rollouts", "4"],
-    ["--advantage", "group", "--baseline-rollouts", "7"],
-    ["--advantage", "window", "--window", "8"],
-    ["--advantage", "remax", "--kl", "0.01"],
-    ["--advantage", "nsr", "--wrong-reward", "-1", "--loss-mean", "constant", "--epochs-per-round", "2"],
-])
-def test_a_run_that_crashed_is_continued_bit_for_bit(micro, coin, monkeypatch, flags):
-    whole = micro("whole", *flags)
-    update, calls = train.bandit.update, []
-
-    def crash(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:
-            raise RuntimeError("the power went")
-        return update(*args, **kwargs)
-
-    monkeypatch.setattr(train.bandit, "update", crash)
-    with pytest.raises(RuntimeError):
-        micro("part", *flags)  # five rounds are in the log, the checkpoint is of round 4
-    monkeypatch.setattr(train.bandit, "update", update)
-    equal_runs(whole, micro("part", *flags, "--resume"))
+def test_the_same_seed_gives_the_same_run(finished_run, small_run, coin_verifier):
+    assert_equal_runs(finished_run, small_run("a"))
+    assert read_log(small_run("b", "--seed", "1")) != read_log(finished_run)
 
 
-def test_a_killed_run_is_continued_bit_for_bit(tmp_path, micro):
-    whole = micro("whole", "--rounds", "30")
-    part = tmp_path / "part"
-    config = json.loads((whole / "config.json").read_text())
-    argv = ["--model", config["model"], "--data", str(tmp_path), "--out", part, "--batch-size", "8", "--rounds", "30",
-            "--eval-every", "2", "--save-every", "2", "--max-new-tokens", "6", "--eval-samples", "2", "--lr", "0.001"]
-    for sign, rounds in ((signal.SIGKILL, 5), (signal.SIGTERM, 12)):
-        process = subprocess.Popen([sys.executable, ROOT / "train.py", *argv, *(["--resume"] if rounds > 5 else [])],
-                                   stderr=subprocess.PIPE, text=True)
-        deadline = time.time() + 90
-        while len(report.read_lines(part / "metrics.jsonl")) < rounds and time.time() < deadline:
-            time.sleep(0.01)
-        process.send_signal(sign)
-        _, said = process.communicate()
-        assert process.returncode != 0, "it finished before it was stopped"
-        if sign == signal.SIGTERM:
-            assert "--resume" in said and "Traceback" not in said
-    with open(part / "metrics.jsonl", "a") as file:
-        file.write('{"round": 99, "rew')  # as a kill in the middle of a line would leave it
-    train.main([*map(str, argv), "--resume"])
-    equal_runs(whole, part)
+def test_every_sampling_of_a_run_has_a_seed_of_its_own(small_run, coin_verifier, monkeypatch):
+    """SeedSequence([seed, purpose, round]), in the order in which a run samples."""
+    sampler_calls = record_calls(monkeypatch, rollout, "sample")
+    small_run("a", "--rounds", "2", "--seed", "5")
+
+    def seed(purpose, number):
+        return int(np.random.SeedSequence([5, purpose, number]).generate_state(1)[0])
+
+    def evaluation(number):
+        train_set, test_set, pass_at_k = (seed(purpose, number) for purpose in (3, 4, 5))
+        return [train_set, "greedy", test_set, "greedy", pass_at_k]
+
+    found = []
+    for _, options, _ in sampler_calls:
+        is_greedy = options.get("temperature") == 0
+        found.append("greedy" if is_greedy else options["seed"])
+    samples = [seed(6, 0)] * 2  # before and after
+    assert found == [*evaluation(0), seed(2, 0), seed(2, 1), *evaluation(2), *samples]
 
 
-def test_fewer_queries_and_levels(micro, coin):
-    out = micro("a", "--queries", "1", "--batch-size", "1")
-    assert len(report.read_lines(out / "evals.jsonl")[0]["right"]) == 1
-    out = micro("b", "--levels", "1", "2", "--batch-size", "2")
-    rows = [json.loads(line) for line in (out.parent / "train.jsonl").read_text().splitlines()]
-    assert len(report.read_lines(out / "evals.jsonl")[0]["right"]) == sum(row["level"] <= 2 for row in rows)
+def test_every_query_comes_once_an_epoch(small_run, coin_verifier, monkeypatch):
+    sampler_calls = record_calls(monkeypatch, rollout, "sample_sharded")
+    small_run("a", "--rollouts", "2", "--eval-every", "0", "--eval-samples", "1")
+    rounds = [
+        [tuple(prompt) for prompt in prompts]
+        for prompts, _, _ in calls_of_rounds(sampler_calls, 2)
+    ]
+    assert len(rounds) == 6
+    first, second = sum(rounds[:3], []), sum(rounds[3:], [])
+    assert len(set(first)) == 24
+    assert set(first) == set(second)
+    assert first != second
 
 
-def test_what_the_update_is_given(micro, coin, monkeypatch):
-    """Each trained completion with its own prompt and the advantage of its own reward, at the sampling temperature."""
-    sampled, updates = [], []
-    sample, update = train.rollout.sample, train.bandit.update
-
-    def watch_sample(model, prompts, n=1, **kwargs):
-        rollouts = sample(model, prompts, n, **kwargs)
-        if n == 4:
-            sampled.append((prompts, rollouts, kwargs))
-        return rollouts
-
-    def watch_update(model, optimizer, prompts, completions, advantage, **kwargs):
-        updates.append((prompts, completions, advantage, kwargs))
-        return update(model, optimizer, prompts, completions, advantage, **kwargs)
-
-    monkeypatch.setattr(train.rollout, "sample", watch_sample)
-    monkeypatch.setattr(train.bandit, "update", watch_update)
-    micro("a", "--rounds", "2", "--advantage", "rloo", "--rollouts", "1", "--baseline-rollouts", "3", "--temperature",
-          "0.7", "--loss-mean", "constant", "--eval-samples", "1", "--weight-decay", "0.5")
-    assert len(sampled) == len(updates) == 2
-    for (asked, rollouts, sampling), (prompts, completions, advantage, kwargs) in zip(sampled, updates, strict=True):
-        assert sampling["temperature"] == kwargs["temperature"] == 0.7
-        assert kwargs["loss_mean"] == "constant" and kwargs["longest"] == sampling["max_new_tokens"] == 6
-        assert prompts == asked and completions == [r.tokens for r in rollouts[::4]]
-        for row in range(8):
-            rewards = [float(sum(r.tokens) % 2 == 0) for r in rollouts[4 * row:4 * row + 4]]
-            assert advantage[row].item() == pytest.approx(rewards[0] - sum(rewards[1:]) / 3)
+def test_fewer_queries_and_levels(small_run, coin_verifier, problems):
+    out = small_run("a", "--rounds", "2", "--queries", "1", "--batch-size", "1")
+    assert len(read_log(out, "evals")[0]["right"]) == 1
+    out = small_run("b", "--rounds", "2", "--levels", "1", "2", "--batch-size", "2")
+    rows = read_lines(problems / "train.jsonl")
+    assert len(rows) == QUERIES["train"]
+    easy = sum(row["level"] <= 2 for row in rows)
+    assert len(read_log(out, "evals")[0]["right"]) == easy
 
 
-def test_every_query_comes_once_an_epoch(micro, coin, monkeypatch):
-    seen, sample = [], train.rollout.sample
+# --- the command line -----------------------------------------------------------------------------
 
-    def watch(model, prompts, n=1, **kwargs):
-        if len(prompts) == 8 and n == 2:
-            seen.append([tuple(p) for p in prompts])
-        return sample(model, prompts, n, **kwargs)
 
-    monkeypatch.setattr(train.rollout, "sample", watch)
-    micro("a", "--rollouts", "2", "--eval-every", "0", "--eval-samples", "1")
-    assert len(seen) == 6
-    first, second = sum(seen[:3], []), sum(seen[3:], [])
-    assert len(set(first)) == 24 and set(first) == set(second) and first != second
+def test_defaults_follow_the_models_size(checkpoint):
+    tiny = train.parse([])
+    assert (tiny.lr, tiny.kl, tiny.max_new_tokens) == (1e-4, 0, 64)
+    assert train.parse(["--model", checkpoint("qwen2")]).lr == 1e-4
+
+    paper = train.parse(["--model", "Qwen/Qwen2.5-0.5B-Instruct", "--data", "gsm8k"])
+    assert (paper.lr, paper.kl, paper.max_new_tokens, paper.eval_every) == (1e-6, 0.001, 1024, 100)
+    assert (paper.batch_size, paper.rollouts) == (32, 1)
+    assert (paper.advantage, paper.max_prompt_tokens) == ("reward", 512)
+    assert paper.out.name == "model=Qwen_Qwen2.5-0.5B-Instruct,data=gsm8k"
 
 
 @pytest.mark.parametrize("flags, word", [
@@ -184,26 +209,21 @@ def test_every_query_comes_once_an_epoch(micro, coin, monkeypatch):
     (["--queries", "100"], "--queries 100"),
     (["--levels", "9"], "--levels"),
     (["--resume"], "there is no run"),
-])
-def test_bad_input_is_one_sentence(micro, capsys, flags, word):
+])  # fmt: skip
+def test_bad_input_is_one_sentence(small_run, capsys, flags, word):
     with pytest.raises(SystemExit) as stop:
-        micro("a", *flags)
-    said = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
-    assert stop.value.code != 0 and word in said and len(said.strip().splitlines()) == 1
+        small_run("a", *flags)
+    assert stop.value.code != 0
+    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert word in message
+    assert len(message.strip().splitlines()) == 1
 
 
-def test_a_run_is_not_written_over(micro, coin):
-    micro("a", "--rounds", "1")
-    with pytest.raises(SystemExit, match="holds a run already"):
-        micro("a", "--rounds", "1")
-    with pytest.raises(SystemExit, match="--lr 0.001, not 0.002"):
-        micro("a", "--rounds", "1", "--lr", "0.002", "--resume")
-    out = micro("a", "--rounds", "3", "--resume")  # more rounds for a run that had finished
-    assert [line["round"] for line in metrics(out)] == [1, 2, 3]
-
-
-def test_malformed_data_names_file_and_line(micro, tmp_path):
-    for text, word in (('{"question": "a", "answer": "#### 1"}\n{"question"\n', "line 2"), ("", "no usable row")):
-        (tmp_path / "train.jsonl").write_text(text)
-        with pytest.raises(SystemExit, match=word):
-            micro("a")
+@pytest.mark.parametrize("rows, word", [
+    (['{"question": "a", "answer": "#### 1"}', '{"question"'], "train.jsonl, line 2"),
+    ([], "train.jsonl holds no usable row"),
+])  # fmt: skip
+def test_malformed_data_names_file_and_line(small_run, tmp_path, rows, word):
+    write_rows(tmp_path / "train.jsonl", *rows)
+    with pytest.raises(SystemExit, match=word):
+        small_run("a", "--data", str(tmp_path))

@@ -102,7 +102,9 @@ def write(
 
 # --- tiny-gsm: one to five steps of + - *, every intermediate value from 1 to 99 ------------------
 
-PEOPLE = [("Tom", "He"), ("Ben", "He"), ("Sam", "He"), ("Ana", "She"), ("Mia", "She"), ("Eva", "She")]
+PEOPLE = [
+    ("Tom", "He"), ("Ben", "He"), ("Sam", "He"), ("Ana", "She"), ("Mia", "She"), ("Eva", "She"),
+]  # fmt: skip
 ITEMS = ["apples", "books", "coins", "cards", "pens", "eggs", "shells", "stamps"]
 SENTENCES = {
     "+": ["{who} buys {b} more.", "{who} finds {b} more.", "{who} gets {b} more."],

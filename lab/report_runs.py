@@ -1,0 +1,141 @@
+"""The runs of ablate.sh: read from their folders, and drawn as learning curves."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image  # comes with matplotlib
+
+from infra.curve import COLORS, GREY  # this import also makes matplotlib draw into files only
+from infra.run_folder import read_lines
+
+BASELINE = "32x1"
+LONG = "32x1-long"  # the baseline for eight times the rounds: as many rollouts as 32x8
+SPLITS = ("train", "test")
+MARKERS = "os^Dv<>p"  # as many as COLORS
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A finished run. Each array has one entry for each evaluation, the first at round 0."""
+
+    folder: Path
+    config: dict
+    summary: dict
+    axes: dict[str, np.ndarray]  # "rounds", "rollouts" and "seconds" before the evaluation
+    pass_at_1: dict[str, np.ndarray]  # by split
+    right: dict[str, np.ndarray]  # by split, [evaluations, queries] of 0 and 1
+
+
+Runs = dict[str, dict[int, Run]]  # by setting and seed
+
+
+class PlanLine(NamedTuple):
+    """A line of plan.tsv, which ablate.sh writes."""
+
+    rung: str
+    setting: str
+    flags: str
+
+
+def read_run(folder: Path) -> Run:
+    """What the report needs of one run.
+
+    Raises ValueError, with the reason, for a run that is not whole.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        metrics = read_lines(folder / "metrics.jsonl")
+        evals = read_lines(folder / "evals.jsonl")
+        lines = {split: [line for line in evals if line["split"] == split] for split in SPLITS}
+        rounds = np.array([line["round"] for line in lines["test"]])
+        is_whole = len(rounds) > 1 and rounds[-1] == len(metrics) == summary["rounds"]
+        if not is_whole:
+            raise ValueError("its log does not reach its last round")
+        parts = ("seconds_sampling", "seconds_reward", "seconds_update")
+        seconds = np.cumsum([sum(line[part] for part in parts) for line in metrics])
+        axes = {
+            "rounds": rounds,
+            "rollouts": rounds * summary["rollouts"] / summary["rounds"],
+            "seconds": np.concatenate([[0], seconds])[rounds],
+        }
+        pass_at_1 = {split: column(lines[split], "pass@1") for split in SPLITS}
+        right = {split: column(lines[split], "right") for split in SPLITS}
+        return Run(folder, config, summary, axes, pass_at_1, right)
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {type(error).__name__}: {error}") from None
+
+
+def column(lines: list[dict], name: str) -> np.ndarray:
+    return np.array([line[name] for line in lines])
+
+
+def read_pair(folder: Path) -> tuple[Runs, list[str]]:
+    """The runs of one model on one set, and the reasons for those that were left out."""
+    runs, left_out = {}, []
+    for path in sorted(folder.glob("*/seed-*")):
+        try:
+            seed = int(path.name.removeprefix("seed-"))
+            runs.setdefault(path.parent.name, {})[seed] = read_run(path)
+        except ValueError as error:
+            left_out.append(str(error))
+    return runs, left_out
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def draw_settings(runs: Runs, settings: list[str], path: Path, title: str) -> None:
+    """Learning curves against rounds, rollouts and seconds: mean and range over the seeds.
+
+    Against rollouts and seconds the long baseline is drawn behind, in grey: it shows what the same
+    cost brings without any change.
+    """
+    labels = {
+        "rounds": "round",
+        "rollouts": "rollouts",
+        "seconds": "seconds of sampling, reward and update",
+    }
+    last = max(run.axes["rounds"][-1] for name in settings for run in runs[name].values())
+    figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharey="row", layout="constrained")
+    for panel_row, split in zip(panels, SPLITS, strict=True):
+        for panel, (axis, label) in zip(panel_row, labels.items(), strict=True):
+            is_cost = axis != "rounds"
+            if is_cost and LONG in runs and LONG not in settings:
+                draw_setting(panel, runs, LONG, split, axis, GREY, "--", "")
+            for i, setting in enumerate(settings):
+                color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(COLORS)]
+                style = "-" if i // len(COLORS) % 2 == 0 else ":"
+                draw_setting(panel, runs, setting, split, axis, color, style, marker)
+            panel.set_xlabel(label)
+            if is_cost:
+                panel.set_xscale("log")
+            else:
+                panel.set_ylabel(f"pass@1, whole {split} set")
+                panel.set_xlim(-0.03 * last, 1.03 * last)
+    panels[0, 1].legend(fontsize=8)
+    seeds = "/".join(str(n) for n in sorted({len(runs[setting]) for setting in settings}))
+    figure.suptitle(f"{title}: mean and range of {seeds} seeds")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a quarter of the size
+
+
+def draw_setting(
+    panel: plt.Axes, runs: Runs, setting: str, split: str, axis: str, color: str, style: str,
+    marker: str,
+) -> None:  # fmt: skip
+    """One curve: the mean over the seeds, with their range as a band."""
+    first = 0 if axis == "rounds" else 1  # a logarithmic axis has no place for round 0
+    seeds = list(runs[setting].values())
+    place = np.mean([run.axes[axis] for run in seeds], axis=0)[first:]
+    values = np.array([run.pass_at_1[split] for run in seeds])[:, first:]
+    panel.plot(
+        place, values.mean(axis=0), linestyle=style, marker=marker, markersize=4, color=color,
+        label=setting,
+    )  # fmt: skip
+    panel.fill_between(place, values.min(axis=0), values.max(axis=0), alpha=0.12, color=color)

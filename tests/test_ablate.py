@@ -1,0 +1,179 @@
+"""ablate.sh: every line of its plan is valid, and the whole pipeline runs in miniature."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT, wait_for_rounds, wait_until
+
+import bandit
+import train
+from infra.run_folder import read_lines
+from lab import report
+
+
+def ablate(*words: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ablate.sh with these words and environment variables; check: it must succeed."""
+    done = subprocess.run(
+        [ROOT / "ablate.sh", *words], capture_output=True, text=True,
+        env={**os.environ, "PYTHON": sys.executable, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+def listed(*words: str, **variables: str) -> list[str]:
+    """The commands that ablate.sh would run."""
+    return ablate("--list", *words, **variables).stdout.splitlines()
+
+
+def parsed(commands: list[str]) -> list:
+    """The flags of commands, as train.py reads them. A bad flag fails the test."""
+    return [train.parse(command.split()[2:]) for command in commands]
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_every_line_of_the_plan_is_valid():
+    commands = listed("full", SEEDS="3", MODEL="tiny-llama", DATA="gsm8k")
+    runs = parsed(commands)
+    assert len({args.out for args in runs}) == len(commands) > 40
+    for args in runs:
+        assert (args.seed, args.model, args.data) == (3, "tiny-llama", "gsm8k")
+
+
+def test_the_plan_tries_everything_that_the_tables_of_the_learner_offer():
+    runs = parsed(listed("full", SEEDS="3", MODEL="tiny-llama", DATA="gsm8k"))
+    assert "= psr " in (ROOT / "ablate.sh").read_text()  # it is raft, so it is not run
+    assert {args.advantage for args in runs} | {"psr"} == set(bandit.ADVANTAGES)
+    assert {args.loss_mean for args in runs} == set(bandit.LOSS_MEANS)
+    assert {args.kl_estimator for args in runs if args.kl} == set(bandit.KL_ESTIMATORS)
+    splits = {(2**i, 256 // 2**i) for i in range(8)}
+    grouped = [args for args in runs if args.advantage == "group"]
+    assert {(args.batch_size, args.rollouts) for args in grouped} >= splits
+    windowed = [args for args in runs if args.window and args.advantage == "window"]
+    assert {args.batch_size * args.rollouts for args in windowed} == {256, 512, 1024, 2048}
+
+
+def test_the_teaching_selection_has_three_seeds_and_small_rounds():
+    runs = parsed(listed())
+    assert {args.seed for args in runs} == {0, 1, 2}
+    sizes = [args.batch_size * (args.rollouts + args.baseline_rollouts) for args in runs]
+    assert max(sizes) == 256
+
+
+def test_a_rung_comes_with_the_baseline():
+    commands = listed("advantage", SEEDS="0")
+    assert [line.split("/")[-2] for line in commands] == ["32x1", "32x1-long", "32x1+7"]
+    wrong = ablate("--list", "advantages", check=False)
+    assert wrong.returncode == 2
+    assert "advantages is no rung" in wrong.stderr
+
+
+def test_the_papers_preset():
+    runs = parsed(listed(PRESET="paper", SEEDS="0"))
+    models = ("Qwen2.5-0.5B-Instruct", "Llama-3.2-1B-Instruct", "OLMo-2-0425-1B-Instruct")
+    pairs = {(model, data) for model in models for data in ("gsm8k", "math")}
+    assert {(args.model.split("/")[1], args.data) for args in runs} == pairs
+    hyperparameters = {
+        (args.lr, args.kl, args.max_new_tokens, args.max_prompt_tokens, args.weight_decay)
+        for args in runs
+    }
+    assert hyperparameters == {(1e-6, 0.001, 1024, 512, 0.01)}
+    windows = {(args.batch_size, args.rollouts) for args in runs if args.window}
+    assert windows == {(64, 4), (128, 2), (256, 1), (512, 1), (1024, 1), (2048, 1)}
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_pipeline_in_miniature(tmp_path, checkpoint, problems):
+    """Three settings, two seeds: stopped midway and resumed, with a run that fails, and reported
+    with a run that was damaged afterwards."""
+    settings = {
+        "MODEL": checkpoint("qwen2"),
+        "DATA": str(problems),
+        "SEEDS": "0 1",
+        "ROUNDS": "20",
+        "FLAGS": "--batch-size 8 --max-new-tokens 6 --eval-samples 2 --save-every 1",
+        "JOBS": "2",
+    }
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    ablate("advantage", OUT=str(whole), **settings)
+    pair = next(path for path in whole.iterdir() if path.is_dir()).name
+
+    stop_midway(part, part / pair / "32x1-long" / "seed-0", settings)
+
+    # The same command goes on. One run fails, and the others are what they are without a stop.
+    broken = part / pair / "32x1+7" / "seed-1"
+    broken.mkdir(parents=True, exist_ok=True)
+    (broken / "config.json").write_text("{")
+    done = ablate("advantage", OUT=str(part), check=False, **settings)
+    assert done.returncode == 1
+    assert "32x1+7/seed-1: train.py: --resume: there is no run" in done.stderr
+    finished = [("32x1", 0), ("32x1", 1), ("32x1-long", 0), ("32x1-long", 1), ("32x1+7", 0)]
+    for setting, seed in finished:
+        name = f"{pair}/{setting}/seed-{seed}/evals.jsonl"
+        assert read_lines(whole / name) == read_lines(part / name)
+
+    # Once more: only the missing one is run.
+    shutil.rmtree(broken)
+    lines = ablate("advantage", OUT=str(part), **settings).stdout.splitlines()
+    assert sum(" runs finished" in line for line in lines) == 1
+    assert "6 of 6" in lines[0]
+
+    (part / pair / "32x1-long" / "seed-1" / "evals.jsonl").write_text("{")
+    check_report(part, part / pair, tmp_path / "out")
+    other = ablate("advantage", OUT=str(part), check=False, **{**settings, "ROUNDS": "21"})
+    assert other.returncode == 1
+    assert "name another OUT" in other.stderr
+
+
+def stop_midway(out: Path, long_run: Path, settings: dict[str, str]) -> None:
+    """Start ablate.sh and press Ctrl-C after ten rounds of its longest run."""
+    process = subprocess.Popen(
+        [ROOT / "ablate.sh", "advantage"], start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHON": sys.executable, "OUT": str(out), **settings},
+    )  # fmt: skip
+    wait_for_rounds(long_run, 10)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert b"the same command goes on" in said
+
+    def have_ended() -> bool:
+        return not subprocess.run(["pgrep", "-f", str(out)], capture_output=True).stdout
+
+    wait_until(have_ended, time.monotonic() + 90)  # the runs finish their rounds
+    stopped = len(read_lines(long_run / "metrics.jsonl"))
+    assert 10 <= stopped < 160
+    assert not (long_run / "summary.json").exists()
+
+
+def check_report(folder: Path, pair: Path, out: Path) -> None:
+    """The report of five whole runs and a damaged one."""
+    page = report.write_report(folder, out).read_text()
+    assert "32x1-long/seed-1" in page.split("Left out")[1].split("\n")[0]
+    assert page.count("### ") == 3
+    assert "| 32x1+7 | 2 |" in page
+    assert "| 32x1-long | 1 |" in page
+    assert "moved most" in page
+    paths = [pair / "32x1+7" / f"seed-{seed}" / "summary.json" for seed in (0, 1)]
+    summaries = [json.loads(path.read_text()) for path in paths]
+    mean = np.mean([summary["test_pass@1_after"] for summary in summaries])
+    assert f"{mean:.3f}" in page.split("| 32x1+7 |")[1].split("\n")[0]
+    assert all(summary["rollouts"] == 20 * 8 * 8 for summary in summaries)
+    assert len(list(out.glob("*.png"))) == 2
+    rows = (out / "table.csv").read_text().splitlines()
+    assert len(rows) == 5
+    assert rows[0].startswith("pair,rung,setting")

@@ -1,0 +1,227 @@
+"""Loading models: those of the hub with all their peculiarities, and those that are refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import NAMES, ROOT, ROUND_COMPLETIONS, ROUND_PROMPTS, small_run_flags
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import data
+import rollout
+import train
+from infra import models
+from infra.checkpoint import load_newest
+
+# --- a model of the hub ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=NAMES)
+def published(request, tmp_path):
+    """(name, folder): a checkpoint as its owners publish it, in bfloat16 and in shards, with what
+    is peculiar to the architecture."""
+    name, folder = request.param, tmp_path / "published"
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / name)
+    model = make_peculiar_model(name, tokenizer)
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id, do_sample=True, top_k=20, top_p=0.8,
+        repetition_penalty=1.1,
+    )  # fmt: skip
+    model.bfloat16().save_pretrained(folder, max_shard_size="40KB")
+    tokenizer.save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return name, folder
+
+
+def make_peculiar_model(name, tokenizer):
+    end = tokenizer.eos_token_id
+    sizes = {
+        "vocab_size": len(tokenizer) + 7,  # more rows than tokens
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+    }
+    torch.manual_seed(0)
+    if name == "qwen2":  # tied embeddings, and biases on queries, keys and values
+        model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, eos_token_id=end, **sizes))
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.q_proj.bias)
+        return model
+    if name == "llama":  # three ends, no padding token, a template that asks for the date
+        tokenizer.pad_token = None
+        tokenizer.chat_template = (
+            "{% set day = strftime_now('%d %b %Y') %}Today Date: {{ day }}\n"
+            "{{ messages[0]['content'] }}"
+        )
+        config = LlamaConfig(eos_token_id=[end, 5, 9], pad_token_id=None, **sizes)
+        return LlamaForCausalLM(config)
+    return Olmo2ForCausalLM(Olmo2Config(eos_token_id=end, pad_token_id=end, **sizes))
+
+
+def test_a_published_model_is_loaded_and_sampled(published):
+    """Every end ends a completion; what generation_config.json asks for is not done."""
+    name, folder = published
+    model, tokenizer = models.load(str(folder), "cpu")
+    end_ids = models.end_ids(model, tokenizer)
+    end = tokenizer.eos_token_id
+    assert end_ids == ({end, 5, 9} if name == "llama" else {end})
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert is_tied == (name == "qwen2")
+    assert model.dtype == torch.float32
+
+    rollouts = rollout.sample(model, ROUND_PROMPTS[:3], 40, max_new_tokens=20, end_ids=end_ids)
+    for one in rollouts:
+        assert one.truncated != (one.tokens[-1] in end_ids)
+        assert not end_ids & set(one.tokens[:-1])
+    if name == "llama":
+        assert {one.tokens[-1] for one in rollouts} >= end_ids
+        query = data.Query("Hi", "1", "####", None)
+        text = tokenizer.decode(data.encode(tokenizer, [query])[0])
+        assert text == "Today Date: 26 Jul 2024\nHi"
+
+
+def test_a_published_model_is_trained_and_saved(published, problems, tmp_path, coin_verifier):
+    """The saved model computes what the masters of the last checkpoint compute."""
+    _, folder = published
+    out = tmp_path / "run"
+    train.main(small_run_flags(
+        folder, problems, out, "--rounds", "2", "--eval-samples", "1", "--eval-every", "0",
+        "--lr", "0.01", "--dtype", "bfloat16", "--kl", "0.001", "--save-every", "1",
+    ))  # fmt: skip
+    model, tokenizer = models.load(str(folder), "cpu")
+    masters = load_newest(out)["model"]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            assert not torch.equal(weight, masters[name])
+            weight.copy_(masters[name])
+        saved = AutoModelForCausalLM.from_pretrained(out / "model")
+        ids = torch.tensor([ROUND_PROMPTS[0] + ROUND_COMPLETIONS[0]])
+        assert saved.dtype == torch.float32
+        assert torch.equal(saved(ids).logits, model(ids).logits)
+    saved_tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    assert saved_tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+# --- models that are refused ----------------------------------------------------------------------
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    name = "meta-llama/Llama-3.2-1B-Instruct"
+
+    def refuse(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it ...")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match=f"https://huggingface.co/{name}; then log in"):
+        models.load(name)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "no-such-model"])
+def test_a_model_that_does_not_exist(name):
+    with pytest.raises(ValueError, match=f"--model {name}: neither tiny-qwen2") as error:
+        models.load(name)
+    assert len(str(error.value).splitlines()) == 1
+
+
+SMALLEST = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize("model_class, config, message", [
+    (MistralForCausalLM, MistralConfig(sliding_window=8, **SMALLEST), "without full attention"),
+    (LlamaForCausalLM, LlamaConfig(rope_parameters=DYNAMIC, **SMALLEST), "rotary frequencies"),
+    (MistralForCausalLM, MistralConfig(sliding_window=None, **SMALLEST), None),
+])  # fmt: skip
+def test_models_that_the_cache_cannot_serve_are_refused(tmp_path, model_class, config, message):
+    model_class(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(ROOT / "tiny" / "qwen2").save_pretrained(tmp_path)
+    if message is None:
+        models.load(str(tmp_path), "cpu")
+    else:
+        with pytest.raises(ValueError, match=message):
+            models.load(str(tmp_path), "cpu")
+
+
+def test_logits_that_are_not_the_heads_are_refused(checkpoint):
+    """The loss applies the head itself, so it would miss a scaling of the logits after it."""
+    model, _ = models.load(checkpoint("llama"), "cpu")
+    models.check_head(model)
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    model.forward = scaled
+    with pytest.raises(ValueError, match="after its head"):
+        models.check_head(model)
+
+
+# --- number format, end ids, size -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_rounded_and_rotary_frequencies_are_not(name, checkpoint):
+    half, full = (
+        models.load(checkpoint(name), "cpu", dtype)[0] for dtype in (torch.bfloat16, torch.float32)
+    )
+    for rounded, weight in zip(half.parameters(), full.parameters(), strict=True):
+        assert torch.equal(rounded, weight.bfloat16())
+    for ours, theirs in zip(half.buffers(), full.buffers(), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_all_end_ids_are_found(checkpoint):
+    model, tokenizer = models.load(checkpoint("llama"), "cpu")
+    model.generation_config.eos_token_id = [7, 8, 9]
+    assert models.end_ids(model, tokenizer) == {7, 8, 9, tokenizer.eos_token_id}
+    model.generation_config.eos_token_id = None
+    assert models.end_ids(model, tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_which_models_are_tiny(checkpoint, tmp_path):
+    assert models.is_tiny("tiny-olmo2")
+    assert models.is_tiny(checkpoint("qwen2"))
+    assert not models.is_tiny("Qwen/Qwen2.5-0.5B-Instruct")
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(20_000_001)
+    assert not models.is_tiny(str(tmp_path))
+
+
+@pytest.mark.parametrize("parameters, asked, threads", [
+    (4_999_999, None, 1),
+    (5_000_000, None, 6),
+    (4_999_999, 3, 3),
+])  # fmt: skip
+def test_a_tiny_model_gets_one_thread(monkeypatch, parameters, asked, threads):
+    found = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    weight = SimpleNamespace(numel=lambda: parameters)
+    models.set_threads(SimpleNamespace(parameters=lambda: [weight]), asked)
+    assert found == [threads]
