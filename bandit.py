@@ -361,8 +361,7 @@ def update(
 def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
     """This process's micro-batches of a round.
 
-    Without a KL term a completion of advantage zero has no gradient, so it is not run. Its tokens
-    still count in the weights.
+    Without a KL term completions of advantage zero are not run. Their tokens count all the same.
     """
     lengths = torch.tensor([len(completion) for completion in batch.completions])
     totals = [len(p) + len(c) for p, c in zip(batch.prompts, batch.completions, strict=True)]

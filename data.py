@@ -121,11 +121,9 @@ def drop_long_prompts(
     prompts = encode(tokenizer, queries)
     kept = [query for query, ids in zip(queries, prompts, strict=True) if len(ids) <= max_tokens]
     if len(kept) < len(queries):
-        print(
-            f"{where}: dropped {len(queries) - len(kept)} of {len(queries)} queries, whose prompts "
-            f"have more than {max_tokens} tokens",
-            file=sys.stderr,
-        )
+        dropped = f"dropped {len(queries) - len(kept)} of {len(queries)} queries"
+        reason = f"whose prompts have more than {max_tokens} tokens"
+        print(f"{where}: {dropped}, {reason}", file=sys.stderr)
     if not kept:
         raise ValueError(f"--max-prompt-tokens {max_tokens}: every prompt of {where} is longer")
     return kept

@@ -93,10 +93,8 @@ def mean_pass_at_k(right: np.ndarray, k: int) -> tuple[float, float]:
 
 
 def between_query_std(right: np.ndarray) -> float:
-    """The std of the success rate between queries, without the noise of sampling.
-
-    right: [queries, samples] of bool.
-    """
+    """The std of the success rate between queries, from right [queries, samples], without the
+    noise of sampling."""
     rates = right.mean(axis=1)
     sampling_variance = (rates * (1 - rates) / (right.shape[1] - 1)).mean()
     return max(0.0, rates.var(ddof=1) - sampling_variance) ** 0.5
@@ -135,11 +133,7 @@ def sample_and_grade(
 def evaluate_run(
     args: Namespace, state: TrainState, sets: data.ProblemSets, before_or_after: bool
 ) -> None:
-    """Append the lines of this round to evals.jsonl, one a split, unless they are there already.
-
-    Each has pass@1 with one sample a query at temperature 1. Before and after the run they also
-    have greedy accuracy, and the test set's has pass@k.
-    """
+    """Append the lines of this round to evals.jsonl, one a split, unless they are there already."""
     if state.evaluated == state.round:
         return
     state.timer.enter("evaluation")
@@ -159,7 +153,8 @@ def evaluate_split(
     args: Namespace, state: TrainState, split: str, queries: list[data.Query],
     before_or_after: bool,
 ) -> dict:  # fmt: skip
-    """The line of one split (docs/log.md explains the fields)."""
+    """The line of one split: pass@1 with one sample a query at temperature 1; before and after the
+    run also greedy accuracy, and pass@k on the test set (docs/log.md explains the fields)."""
     is_test = split == "test"
 
     def measure(some: list[data.Query], samples: int, name: str, **options: float) -> tuple:
@@ -303,10 +298,10 @@ def compare(args: Namespace) -> None:
         print(f"\na JSON line per query: {Path(args.out)}")
     if args.against:
         value, se = mean_and_se(rates[args.model] - rates[args.against])
+        low, high = value - 1.96 * se, value + 1.96 * se
         print(
             f"\n{args.model} - {args.against}: pass@1 {value:+.3f}, 95 % interval "
-            f"[{value - 1.96 * se:+.3f}, {value + 1.96 * se:+.3f}], paired over "
-            f"{len(queries)} queries"
+            f"[{low:+.3f}, {high:+.3f}], paired over {len(queries)} queries"
         )
 
 
@@ -324,10 +319,8 @@ def print_figures(
     for level in sorted(set(levels) - {0}):
         here = levels == level
         value, se = mean_and_se(right[here].mean(axis=1))
-        print(
-            f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, greedy {greedy[here].mean():.3f} "
-            f"({here.sum()} queries)"
-        )
+        rest = f"greedy {greedy[here].mean():.3f} ({here.sum()} queries)"
+        print(f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, {rest}")
 
 
 if __name__ == "__main__":

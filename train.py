@@ -16,8 +16,8 @@ answer counts (theirs compares strings). Left out, because the paper has none of
 bonus, a KL in the reward, learning-rate schedules.
 """
 
-import argparse
 import math
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ DEFAULTS = {  # of a tiny model, and of any other: the paper's (how many rounds 
 }  # fmt: skip
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> Namespace:
     """The flags, checked. args.out is the run's folder."""
     parser = flags.FlagParser(description=__doc__)
     count, whole, amount = flags.at_least(1), flags.at_least(0), flags.at_least(0.0)
@@ -148,11 +148,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 # --- the loop -------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) -> None:
+def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
     """Rounds of queries, rollouts, rewards, advantages and one step."""
     n = args.rollouts + args.baseline_rollouts
     sample = partial(rollout.sample_sharded, state.model, **state.sampling)
     needs_greedy = bandit.ADVANTAGES[args.advantage].needs == "greedy"
+    config = update_config(args)
     for number in rounds(args, state, sets):
         # 1. Queries: the contexts of this round.
         queries, prompts = next_batch(args, sets, number)
@@ -180,20 +181,18 @@ def train(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) -
 
             # 5. One REINFORCE step.
             batch = to_batch(args, prompts, rollouts, advantages)
-            config = update_config(args)
             step = bandit.update(state.model, state.optimizer, batch, config, state.reference)
 
         state.windows = windows
         log_round(state, rewards, advantages, step, [rollouts, greedy], [grades, greedy_grades])
 
 
-def rounds(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) -> Iterator[int]:
+def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterator[int]:
     """Yield the number of each round, from 0; evaluate, save and stop between rounds."""
     quiet = None if distributed.is_main_process() else True
     smooth = None
-    with tqdm(
-        total=args.rounds, initial=state.round, desc="rounds", disable=quiet, dynamic_ncols=True
-    ) as bar:
+    options = {"desc": "rounds", "disable": quiet, "dynamic_ncols": True}
+    with tqdm(total=args.rounds, initial=state.round, **options) as bar:
         while True:
             is_last = state.round == args.rounds
             is_end = is_last or state.round == 0
@@ -214,10 +213,8 @@ def rounds(args: argparse.Namespace, state: TrainState, sets: data.ProblemSets) 
             bar.update()
 
 
-def next_batch(
-    args: argparse.Namespace, sets: data.ProblemSets, number: int
-) -> tuple[list[data.Query], list[list[int]]]:
-    """The queries of a round and their prompts' token ids.
+def next_batch(args: Namespace, sets: data.ProblemSets, number: int) -> tuple[list, list]:
+    """The queries of a round, and the token ids of their prompts.
 
     Each epoch is a fresh permutation of the train set; its last partial batch is dropped.
     """
@@ -227,14 +224,13 @@ def next_batch(
     return [sets.train[i] for i in chosen], [sets.train_prompts[i] for i in chosen]
 
 
-def to_rewards(args: argparse.Namespace, grades: evaluate.Grades) -> torch.Tensor:
+def to_rewards(args: Namespace, grades: evaluate.Grades) -> torch.Tensor:
     """The reward of each verdict, in one line."""
-    rewards = np.where(grades.right, args.right_reward, args.wrong_reward)
-    return torch.tensor(rewards, dtype=torch.float32)
+    return torch.tensor(np.where(grades.right, args.right_reward, args.wrong_reward)).float()
 
 
 def to_batch(
-    args: argparse.Namespace, prompts: list[list[int]], rollouts: list[rollout.Rollout],
+    args: Namespace, prompts: list[list[int]], rollouts: list[rollout.Rollout],
     advantages: torch.Tensor,
 ) -> bandit.UpdateBatch:  # fmt: skip
     """The rollouts to train on: the first args.rollouts of each query."""
@@ -248,11 +244,10 @@ def to_batch(
     )
 
 
-def update_config(args: argparse.Namespace) -> bandit.UpdateConfig:
+def update_config(args: Namespace) -> bandit.UpdateConfig:
     """The flags that the update reads, as one value."""
-    names = [name for name in bandit.UpdateConfig._fields if name != "epochs"]
-    same = {name: getattr(args, name) for name in names}
-    return bandit.UpdateConfig(epochs=args.epochs_per_round, **same)
+    values = vars(args) | {"epochs": args.epochs_per_round}
+    return bandit.UpdateConfig(**{name: values[name] for name in bandit.UpdateConfig._fields})
 
 
 def log_round(
@@ -324,9 +319,9 @@ def to_sentence(error: Exception, state: TrainState | None) -> object:
     """What to tell the user of an error. An error that is not the user's is raised again."""
     if isinstance(error, (ValueError, OSError)):
         return error
+    if memory.is_out_of_memory(error) and state is None:
+        return "out of memory: the model is too large"
     if memory.is_out_of_memory(error):
-        if state is None:
-            return "out of memory: the model is too large"
         decoder = rollout.DECODERS.pop(state.model, None)
         return state.out_of_memory(decoder.rows * decoder.width if decoder else None)
     if distributed.is_peer_failure(error):

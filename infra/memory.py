@@ -37,6 +37,16 @@ def free_memory(device: torch.device) -> int:
         return UNKNOWN
 
 
+def free_cache_tokens(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values the free memory holds."""
+    return int(free_memory(model.device) / cache_bytes_per_token(model))
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below the number."""
+    return -(-number // multiple) * multiple
+
+
 def gpu_cache_tokens(name: str, model: PreTrainedModel) -> int | None:
     """Tokens that the sampler may cache beside training on a GPU; None (no bound) on a CPU.
 
@@ -72,7 +82,7 @@ def what_to_lower(
     cached_tokens: what the sampler's cache held; None if nothing is known.
     """
     # The sampler rounds the longest row up to a multiple of 128 positions.
-    longest = -(-(max_prompt_tokens + max_new_tokens + 16) // 128) * 128
+    longest = round_up(max_prompt_tokens + max_new_tokens + 16, 128)
     cached_tokens = cached_tokens or 128 * longest
     smaller_cache = f"--cache-tokens {max(longest, cached_tokens // 2)}"
     if part == "step":

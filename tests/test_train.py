@@ -10,6 +10,7 @@ from helpers import QUERIES, assert_equal_runs, is_paid, read_log, record_calls,
 import bandit
 import rollout
 import train
+from infra import models
 from infra.run_folder import read_lines
 
 # --- one round ------------------------------------------------------------------------------------
@@ -73,7 +74,9 @@ def test_the_update_gets_every_flag_that_it_reads(small_run, coin_verifier, monk
 
 
 def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
-    """Greedy completions are counted, and enter no mean."""
+    """Greedy completions are counted, and enter no mean. Many ids end a completion here, so that
+    lengths differ."""
+    monkeypatch.setattr(models, "end_ids", lambda *args: set(range(100)))
     sampler_calls = record_calls(monkeypatch, rollout, "sample_sharded")
     out = small_run(
         "a", "--rounds", "3", "--advantage", "remax", "--rollouts", "2", "--eval-every", "0",
@@ -84,6 +87,7 @@ def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
     greedy = greedy[1:-1]  # the first and the last are of the evaluations
     lines = read_lines(out / "metrics.jsonl")
     assert len(lines) == len(sampled) == len(greedy) == 3
+    assert all(0 < line["truncated"] < 1 for line in lines)
     regret = tokens = 0
     for number, line in enumerate(lines):
         prompts, rollouts, _ = sampled[number]
