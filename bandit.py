@@ -355,7 +355,7 @@ def update(
         distributed.all_reduce_sum([parameter.grad for parameter in parameters])
         norms = clip_and_step(optimizer, parameters, config.max_grad_norm)
     optimizer.zero_grad()
-    return statistics.over_all_processes() | norms
+    return statistics.over_all_processes(norms)
 
 
 def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:

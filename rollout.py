@@ -76,7 +76,7 @@ def sample(
         gives the same rollouts as the whole. Default: 0, 1, 2, ...
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
-        raise ValueError(f"n={n}, {max_new_tokens=} or {temperature=} is too small")
+        raise ValueError(f"{n=}, {max_new_tokens=} must be at least 1, {temperature=} at least 0")
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens")
     if not prompts:
@@ -307,7 +307,7 @@ class Decoder:
         """
         steps, live = uniforms.shape
         rows = live
-        if self.run is not run_directly:
+        if self.run is not run_directly and not self.run.has_failed:
             # A power of two: few sizes to capture. What the extra rows draw is dropped.
             rows = min(2 ** (live - 1).bit_length(), self.rows)
         # The positions that the steps read; `compact` copies no more.

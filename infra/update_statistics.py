@@ -28,8 +28,8 @@ class UpdateStatistics:
         self.largest_mismatch = max(self.largest_mismatch, mismatch.abs().max().item())
         self.compared_tokens += len(mismatch)
 
-    def over_all_processes(self) -> dict[str, float | None]:
-        """The figures of the round.
+    def over_all_processes(self, norms: dict[str, float]) -> dict[str, float | None]:
+        """The figures of the round; `norms` are those of the last step, the same in every process.
 
         loss: the mean over the optimizer steps of the round.
         kl: the mean k3 per token before the first step; None without a KL term.
@@ -43,6 +43,7 @@ class UpdateStatistics:
         largest = max(each.largest_mismatch for each in everyone)
         return {
             "loss": sum(each.loss for each in everyone),
+            **norms,
             "kl": kl if self.has_kl else None,
             "sampler_mismatch": mismatch if compared else None,
             "largest_sampler_mismatch": largest if compared else None,

@@ -4,13 +4,14 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 import rollout
-from infra import models
+from infra import kv_cache, models
 from lab.bench_timing import (
     CAP,
     WORKLOADS,
@@ -84,10 +85,10 @@ def with_config(**settings: int) -> Callable[[], AbstractContextManager]:
 
 def with_cache_layer(kind: type) -> Callable[[], AbstractContextManager]:
     """Decode with another class of cache."""
-    return lambda: replaced(vars(rollout), "KVCacheLayer", kind)
+    return lambda: replaced(vars(kv_cache), "KVCacheLayer", kind)
 
 
-class CopyingLayer(rollout.KVCacheLayer):
+class CopyingLayer(kv_cache.KVCacheLayer):
     """Copies all keys and values at every step."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,12 +96,11 @@ class CopyingLayer(rollout.KVCacheLayer):
         return keys.clone(), values.clone()
 
 
-class WholePassLayer(rollout.KVCacheLayer):
+class WholePassLayer(kv_cache.KVCacheLayer):
     """Lets a prefill go on behind the last layer's keys and values."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.last = False
+    def __init__(self, where: SimpleNamespace, storage: torch.Tensor, last: bool):
+        super().__init__(where, storage, last=False)
 
 
 def with_repeated_keys() -> AbstractContextManager:

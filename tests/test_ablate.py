@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +144,10 @@ def stop_midway(out: Path, long_run: Path, settings: dict[str, str]) -> None:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHON": sys.executable, "OUT": str(out), **settings},
     )  # fmt: skip
-    wait_for_rounds(long_run, 10)
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    try:
+        wait_for_rounds(long_run, 10, process, seconds=240)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     _, said = process.communicate()
     assert process.returncode == 130
     assert b"the same command goes on" in said
@@ -154,7 +155,7 @@ def stop_midway(out: Path, long_run: Path, settings: dict[str, str]) -> None:
     def have_ended() -> bool:
         return not subprocess.run(["pgrep", "-f", str(out)], capture_output=True).stdout
 
-    wait_until(have_ended, time.monotonic() + 90)  # the runs finish their rounds
+    wait_until(have_ended, 90)  # the runs finish their rounds
     stopped = len(read_lines(long_run / "metrics.jsonl"))
     assert 10 <= stopped < 160
     assert not (long_run / "summary.json").exists()

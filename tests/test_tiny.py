@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers import NAMES, ROOT
+from helpers import NAMES, ROOT, record_calls
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -73,8 +73,9 @@ def test_equality_of_strings_is_not_enough():
 
 
 @pytest.mark.parametrize("is_guarded", [True, False])
-def test_pretraining_skips_the_problems(is_guarded):
+def test_pretraining_skips_the_problems(is_guarded, monkeypatch):
     """Without the guard some problems of the sets would come within 64 batches."""
+    solutions = record_calls(monkeypatch, pretrain, "write")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "qwen2")
     prompts = {
         query.prompt
@@ -91,6 +92,8 @@ def test_pretraining_skips_the_problems(is_guarded):
         texts = tokenizer.batch_decode(ids)
         seen |= {text.split("user\n")[1].split("<|im_end|>")[0] for text in texts}
     assert bool(seen & prompts) == (not is_guarded)
+    # No solution may run on to one of them either, as the next test says.
+    assert all(args[-1] is reserved for args, _, _ in solutions)
 
 
 def test_a_solution_does_not_run_on_to_the_problems(monkeypatch):
