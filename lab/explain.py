@@ -365,7 +365,7 @@ def in_words(walked: Walk) -> str:
     attempts = walked.attempts
     if not any(one.advantage for one in attempts):
         reason = "Every advantage is 0, so there is no gradient"
-        return f"{reason}: the little that moved is weight decay's."
+        return f"{reason}. The small change comes from weight decay."
     sentences = []
     for i, one in enumerate(attempts, 1):
         verdict = "right" if one.right else "wrong"
@@ -378,17 +378,17 @@ def in_words(walked: Walk) -> str:
     against = [str(i) for i, one in enumerate(attempts, 1) if one.advantage * one.change < 0]
     if against:
         sentences.append(
-            f"Against its advantage went {' and '.join(against)}: completions share tokens and "
-            "weights, and the step serves their sum."
+            f"Completion {' and '.join(against)} moved against its advantage, because completions "
+            "share tokens and weights and the step serves their sum."
         )
     sentences.append(
-        f"The loss, {walked.step['loss']:.4f}, tells none of this: at ratio 1 it is minus the sum "
-        "of weight * A, and no log-probability is in it."
+        f"The loss, {walked.step['loss']:.4f}, shows none of this: at ratio 1 it is minus the sum "
+        "of weight * A, and it contains no log-probability."
     )
     if abs(sum(one.advantage for one in attempts)) < 1e-3:
         sentences.append(
             "These advantages add up to 0, and so does the loss where completions weigh alike "
-            "(--loss-mean sequence) or have one length; it teaches all the same."
+            "(--loss-mean sequence) or have one length. The step still teaches."
         )
     sentences.append(
         "What learns is its gradient, minus the sum of weight * A * grad log pi. There a right "
@@ -397,7 +397,7 @@ def in_words(walked: Walk) -> str:
     )
     if walked.step["kl"] is not None:
         sentences.append(
-            "The KL term is 0 and so is its gradient, for the policy is still the base model. "
+            "The KL term and its gradient are 0, because the policy is still the base model. "
             "From the second round on it pulls back."
         )
     return " ".join(sentences)
