@@ -37,7 +37,7 @@ class RoundRewards(NamedTuple):
     """The rewards of one round. n rollouts of each query are trained; m more serve statistics."""
 
     rewards: torch.Tensor  # [B, n + m], the trained rollouts first
-    greedy: torch.Tensor | None = None  # [B], of the greedy completions, for remax
+    greedy: torch.Tensor | None = None  # [B], of the greedy completions; only remax reads it
     windows: list[list[float]] | None = None  # for each query its last rewards, this round's too
 
 
@@ -76,7 +76,7 @@ def rloo(round_rewards: RoundRewards) -> torch.Tensor:
 
 
 def is_mixed(rewards: torch.Tensor) -> torch.Tensor:
-    """[B, 1]: whether a query has both right and wrong rollouts."""
+    """[B, 1]: whether a query has both right (the highest reward) and wrong rollouts."""
     right = rewards == rewards.max()
     return right.any(dim=1, keepdim=True) & ~right.all(dim=1, keepdim=True)
 
@@ -100,10 +100,10 @@ def window_mean(round_rewards: RoundRewards) -> torch.Tensor:
 
 
 class Advantage(NamedTuple):
-    """One row of the table below."""
+    """One row of the table. In formulas G is the query's group, B the batch, W the window."""
 
     compute: Callable[[RoundRewards], torch.Tensor]  # [B, n + m]
-    needs: str  # several rewards of a "group" or "batch"; "greedy"; "window"; "signs"; or ""
+    needs: str  # what else: "group", "batch", "window", "greedy", "signs" (both of them), or ""
     formula: str
     source: str
 
@@ -122,17 +122,17 @@ ADVANTAGES = {
     "reinforce++": Advantage(lambda r: over_batch(standardized, r.rewards), "batch",
                              "(R - mean_B) / (std_B + eps)", "arXiv:2501.03262"),
     "reinforce++-baseline": Advantage(lambda r: over_batch(standardized, centered(r.rewards)),
-                                      "group", "R - mean_G, whitened over the batch",
+                                      "group", "R - mean_G, standardized over B",
                                       "arXiv:2501.03262"),
     "lite-ppo": Advantage(lambda r: centered(r.rewards) / (r.rewards.std() + EPSILON), "group",
                           "(R - mean_G) / (std_B + eps)",
                           "arXiv:2508.08221 (with --loss-mean token)"),
     "raft": Advantage(lambda r: r.rewards.clamp(min=0), "signs", "max(R, 0)", "arXiv:2504.11343"),
     "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
-                               "R, 0 where G is all right or wrong", "arXiv:2504.11343"),
+                               "R; 0 where G is all right or wrong", "arXiv:2504.11343"),
     "psr": Advantage(lambda r: r.rewards.clamp(min=0), "signs",
-                     "R where R > 0 (raft by another name)", "arXiv:2506.01347"),
-    "nsr": Advantage(lambda r: r.rewards.clamp(max=0), "signs", "R where R < 0",
+                     "R where R > 0, else 0 (= raft)", "arXiv:2506.01347"),
+    "nsr": Advantage(lambda r: r.rewards.clamp(max=0), "signs", "R where R < 0, else 0",
                      "arXiv:2506.01347"),
     "w-reinforce": Advantage(lambda r: torch.where(r.rewards > 0, 0.1 * r.rewards, r.rewards),
                              "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347"),
@@ -178,13 +178,13 @@ LOSS_MEANS = {
     "constant": lambda lengths, T: torch.full((len(lengths),), 1 / (len(lengths) * T)),
 }
 
-# Equation (9), of d = log pi - log pi_ref, for samples of pi (Schulman; arXiv:2510.01555).
-# As numbers, k1 and k3 are unbiased estimates of KL(pi||ref), and k3 is never negative. As a term
-# of the loss (for a completion, or a token whose prefix is held fixed), the expected gradient is
+# Equation (9), of d = log pi - log pi_ref of tokens sampled from pi (Schulman; arXiv:2510.01555).
+# As numbers, k1 and k3 are unbiased estimates of KL(pi||ref), and k3 is never negative. In the loss
+# (for a completion, or a token with its prefix held fixed) their expected gradients differ.
 KL_ESTIMATORS = {
-    "k1": lambda d: d,  # zero
-    "k2": lambda d: d**2 / 2,  # that of KL(pi||ref)
-    "k3": lambda d: torch.exp(-d) + d - 1,  # that of KL(ref||pi)
+    "k1": lambda d: d,  # expected gradient: zero
+    "k2": lambda d: d**2 / 2,  # expected gradient: that of KL(pi||ref)
+    "k3": lambda d: torch.exp(-d) + d - 1,  # expected gradient: that of KL(ref||pi)
 }
 
 
@@ -310,8 +310,8 @@ class MicroBatch:
     old_logprobs: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
 
-    def start(self, logprobs: torch.Tensor) -> None:
-        """Before the first step the policy is still the one that sampled: keep its logprobs."""
+    def keep_old_logprobs(self, logprobs: torch.Tensor) -> None:
+        """Before the first step the policy is still the one that sampled."""
         self.old_logprobs = logprobs.detach()
         self.advantages = self.advantages.to(logprobs)  # its device and number format
         self.weights = self.weights.to(logprobs)
@@ -342,7 +342,7 @@ def update(
                 model, part.prompts, part.completions, config.temperature
             )
             if epoch == 0:
-                part.start(logprobs)
+                part.keep_old_logprobs(logprobs)
                 compare_with_sampler(part, config, statistics)
                 compare_with_reference(part, reference, config, statistics)
             value = loss(
@@ -361,7 +361,7 @@ def update(
 def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
     """This process's micro-batches of a round.
 
-    Without a KL term completions of advantage zero are not run. Their tokens count all the same.
+    Completions of advantage 0 are run only if there is a KL term; they always count in the mean.
     """
     lengths = torch.tensor([len(completion) for completion in batch.completions])
     totals = [len(p) + len(c) for p, c in zip(batch.prompts, batch.completions, strict=True)]
@@ -387,7 +387,7 @@ def split_round(batch: UpdateBatch, config: UpdateConfig) -> list[MicroBatch]:
 def compare_with_sampler(
     part: MicroBatch, config: UpdateConfig, statistics: UpdateStatistics
 ) -> None:
-    """Measure how far the sampler's log-probabilities are from the trainer's; correct if asked.
+    """Log how far sampler and trainer differ; --correct-sampler also changes part.weights.
 
     The two round differently. --correct-sampler weights each token by how much likelier it is in
     the update than in the sampler, up to a cap (truncated importance sampling, Ionides 2008).
@@ -404,7 +404,7 @@ def compare_with_reference(
     part: MicroBatch, reference: PreTrainedModel | None, config: UpdateConfig,
     statistics: UpdateStatistics,
 ) -> None:  # fmt: skip
-    """With a KL term: the base model's log-probabilities, and their k3 for the log."""
+    """With a KL term: set part.reference_logprobs for the loss, and add their k3 to the log."""
     if not config.kl:
         return
     with torch.no_grad():

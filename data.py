@@ -136,7 +136,7 @@ class ProblemSets(NamedTuple):
 
 
 def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSets:
-    """The train set, of the levels and the number asked for, and the test set of a run.
+    """The train and test sets of a run; --levels and --queries thin out the train set only.
 
     args: the flags of train.py. Raises ValueError, in one sentence, if they ask for too much.
     """

@@ -46,13 +46,13 @@ class Grades(NamedTuple):
 def grade(
     tokenizer: PreTrainedTokenizerBase, queries: list[data.Query], rollouts: list[rollout.Rollout]
 ) -> Grades:
-    """Grade rollouts; those of one query stand side by side, as many for each.
+    """Grade rollouts, ordered query by query with equally many of each.
 
     The last number of a truncated completion may be half a number, so it is not read.
     """
     n = len(rollouts) // len(queries)
     tokens = [one.tokens for one in rollouts]
-    # batch_decode makes a text of no rollouts at all.
+    # Of an empty list batch_decode makes one empty text, so it is not called.
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
     right = np.zeros(len(rollouts), dtype=bool)
     in_format = np.zeros(len(rollouts), dtype=bool)
@@ -79,7 +79,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
     """The mean of one value a query, and its standard error (nan for a single query).
 
-    Of verdicts, the mean is the estimate of equation (1).
+    If the values are verdicts, the mean estimates pass@1, equation (1).
     """
     values = np.asarray(values, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -133,7 +133,7 @@ def sample_and_grade(
 def evaluate_run(
     args: Namespace, state: TrainState, sets: data.ProblemSets, before_or_after: bool
 ) -> None:
-    """Append the lines of this round to evals.jsonl, one a split, unless they are there already."""
+    """Write this round's two lines (train, test) to evals.jsonl, unless they are there already."""
     if state.evaluated == state.round:
         return
     state.timer.enter("evaluation")
@@ -201,9 +201,9 @@ def kl_to_base(
     distances = []
     with torch.no_grad():
         for rows in bandit.micro_batches(lengths, args.micro_tokens):
-            texts = [prompts[i] for i in rows], [completions[i] for i in rows]
-            policy_logprobs = bandit.completion_logprobs(state.model, *texts)
-            distances.append(policy_logprobs - bandit.completion_logprobs(base, *texts))
+            pair = [prompts[i] for i in rows], [completions[i] for i in rows]
+            policy_logprobs = bandit.completion_logprobs(state.model, *pair)
+            distances.append(policy_logprobs - bandit.completion_logprobs(base, *pair))
     return bandit.KL_ESTIMATORS["k3"](torch.cat(distances)).mean().item()
 
 
@@ -246,16 +246,16 @@ def main() -> None:
     parser = flags.FlagParser(description=__doc__.split("\n")[0])
     flag, count = parser.add_argument, flags.at_least(1)
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
-    flag("--against", help="a second model: the paired difference of the first to it")
+    flag("--against", help="a second model: prints --model minus this one, paired by query")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     flag("--split", default="test", choices=["train", "test"])
     flag("--queries", type=count, help="only the first K queries (default: all)")
     flag("--samples", type=count, default=16, help="completions a query")
     flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
-    flag("--max-new-tokens", type=count, default=64)
+    flag("--max-new-tokens", type=count, default=64, help="train.py's is 1024 if not tiny")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
-    flag("--out", help="a file for one JSON line per query (default: none)")
+    flag("--out", help="a file for one JSON line per query and model (default: none)")
     args = parser.parse_args()
     try:
         compare(args)

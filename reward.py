@@ -1,4 +1,4 @@
-r"""The reward: 1 if a completion's final answer equals the reference answer, else 0.
+r"""The verifier: is a completion's final answer the reference answer? If so it pays 1, else 0.
 
     is_correct(r"so it is \boxed{\frac12}", "0.5")      # True
     extract_answer("... so\n#### $1,000.")              # "$1,000."
@@ -9,13 +9,13 @@ to write whatever a weak verifier pays for. Three layers:
 
 1. Extraction (this file). The one piece of text that the completion offers as its answer: the
    content of the last box, or what follows the last ####. No answer, no reward.
-2. Normal form. What a teacher ignores is removed: spacing, \left, \dfrac, thousands separators.
-   The rest is parsed into a small tree: a number, a root, a tuple, an interval, a relation ...
+2. Normal form. Spacing, \left and the like are removed, and \dfrac becomes \frac. The rest is
+   parsed into a small tree (1,000 is 1000 there): a number, a root, a tuple, an interval ...
 3. Equality. Two trees are compared part by part: rational values exactly, others with 100 digits,
    expressions with variables at fixed pseudo-random points. `2^{10}` is right for `1024`.
 
-The last two are in infra/math_equality.py, which knows nothing of completions. These are refused:
-several answers (`1 or 2`, `\pm 2`, any box but the last); a rounded value (`0.333` for 1/3); `0.5`
+The last two are in infra/math_equality.py, which knows nothing of completions. Not accepted:
+several answers in one (`1 or 2`, `\pm 2`); an earlier box; a rounded value (`0.333` for 1/3); `0.5`
 for 50%; another kind of answer (`(1,2]` for `(1,2)`, `1011_3` for `1011_2`, `1:2` for `1/2`); a
 false equation (`0=2`); an equation still to be solved (`2x=10` for `x=5`: it may be the question);
 another unit (`5 cm` for `5 m`); a word that changes the number (`5 million`).
@@ -70,7 +70,7 @@ def extract_answer(completion: str, form: str | None = None) -> str | None:
 
 
 def find_boxes(text: str) -> list[Candidate]:
-    """The end and the content of each box near the last one; unclosed boxes have None."""
+    """(end, content) of each box near the last one; (start, None) of an unclosed box."""
     last = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if last < 0:
         return []

@@ -54,7 +54,7 @@ DECODE_CONFIGS = {
     "cpu": DecodeConfig(1, 1, prefill_tokens=2048, graphs=False),
     "cuda": DecodeConfig(16, 128, prefill_tokens=16384, graphs=True),
 }
-MAX_ROWS = 512  # decoded at a time: a step has a fixed cost, which many rows share
+MAX_ROWS = 512  # decoded at a time; more rows share a step's fixed cost, up to this bound
 
 
 @torch.inference_mode()
@@ -153,7 +153,7 @@ class Scheduler:
         self.uniforms = np.zeros((self.rows, capacity))
 
     def admit(self) -> tuple[list[list[int]], list[int], int]:
-        """Start waiting rollouts: (their prompts, rows of each prompt, the first of these rows)."""
+        """Start waiting rollouts: (their prompts, how many rows each gets, the first new row)."""
         prompts, copies, first_row = [], [], self.live
         # One prefill should serve many rows, so wait until an eighth of them is free.
         has_room = self.live == 0 or self.rows - self.live >= self.rows // 8
@@ -184,7 +184,7 @@ class Scheduler:
         return self.token[: self.live], self.position[: self.live], uniforms
 
     def collect(self, tokens: ndarray, logprobs: ndarray) -> tuple[int, ndarray, ndarray]:
-        """Write down a block, [steps, live] each: (rollouts that ended, free_rows, moved_rows).
+        """Record a block, [steps, live] each; return (number ended, free_rows, moved_rows).
 
         What was in row moved_rows[i] is now in row free_rows[i].
         """
@@ -227,7 +227,7 @@ def decoder_for(
     model: PreTrainedModel, config: DecodeConfig, rows: int, width: int, cache_tokens: int | None,
     compiled: bool,
 ) -> "Decoder":
-    """The model's Decoder if it suits a call that can use `rows` rows of `width`; else another."""
+    """The model's Decoder if it can hold `rows` rows of `width`, else a new one in its place."""
     kind = model.device, model.dtype, compiled
     width = memory.round_up(width, config.length_multiple)
     decoder, bound = DECODERS.get(model), cache_tokens
@@ -281,7 +281,7 @@ class Decoder:
             self.policy = None  # a Decoder must not keep its model alive
 
     def prefill(self, prompts: list[list[int]], copies: list[int], first_row: int) -> None:
-        """Cache prompts[i] but its last token in copies[i] rows each. The longest comes first."""
+        """Cache all but the last token of prompts[i], in copies[i] rows; longest prompts first."""
         while prompts and len(prompts[0]) > 1:
             width = len(prompts[0]) - 1
             count = max(1, self.config.prefill_tokens // width)
@@ -301,7 +301,7 @@ class Decoder:
     def decode(
         self, token: ndarray, position: ndarray, uniforms: ndarray, temperature: float
     ) -> tuple[ndarray, ndarray]:
-        """Draw tokens from token and position, [live], on, with uniforms [steps, live].
+        """Draw [steps, live] tokens, going on from the last token and its position, both [live].
 
         Returns (tokens, log-probabilities), both [steps, live], on the host.
         """
@@ -357,8 +357,8 @@ def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[T
     """One token a row and its log-probability, both [rows]; uniform [rows] in [0, 1).
 
     Drawing from the policy itself is what equation (2) asks for. The token is where the
-    cumulative distribution passes `uniform`. It is cumulated in float64: in float32 a third of a
-    vocabulary of 150,000 tokens would get no width at all.
+    cumulative distribution passes `uniform`. The sum is in float64: in float32 a token of less than
+    6e-8 could get no width, and in a large vocabulary many tokens are that unlikely.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     probs = torch.softmax(logits / (temperature or 1), dim=-1)
@@ -377,9 +377,9 @@ def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[T
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The index [rows, 1] at which probs [rows, K], not normalized, cumulate to uniform [rows, 1].
+    """The index [rows, 1] where the running sum of probs [rows, K] passes uniform * their total.
 
-    Also returns which share of the probability of that index lies below: a uniform number again.
+    Also returns how far into that index's own probability this lies, again uniform in [0, 1).
     """
     sums = probs.cumsum(dim=-1, dtype=torch.float64)
     goal = uniform * sums[:, -1:]
@@ -397,7 +397,7 @@ if __name__ == "__main__":
     add("--queries", type=flags.at_least(1), default=3, help="how many queries")
     add("--rollouts", type=int, default=3, help="completions per query")
     add("--temperature", type=float, default=1.0, help="0 is greedy")
-    add("--max-new-tokens", type=int, default=64, help="where a completion is cut")
+    add("--max-new-tokens", type=int, default=64, help="completions are truncated here")
     add("--cache-tokens", type=int, help="bound on the memory: tokens in the cache at a time")
     add("--seed", type=int, default=0, help="the same seed gives the same completions")
     args = parser.parse_args()
@@ -415,6 +415,6 @@ if __name__ == "__main__":
     for i, query in enumerate(queries):
         print(f"\n=== {query.prompt}\n    (reference answer: {query.gold})")
         for one in rollouts[i * args.rollouts : (i + 1) * args.rollouts]:
-            how = "cut by length" if one.truncated else "ended by itself"
+            how = "truncated" if one.truncated else "ended by itself"
             print(f"--- {len(one.tokens)} tokens, log-probability {sum(one.logprobs):.2f}, {how}")
             print(tokenizer.decode(one.tokens, skip_special_tokens=True))

@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
 
 Each round takes a batch of queries, samples completions (rollout.py), lets the verifier judge them
-(reward.py), turns rewards into advantages and takes one REINFORCE step (bandit.py). The defaults
+(reward.py), turns rewards into advantages and takes one optimizer step (bandit.py). The defaults
 are the minimalist baseline of arXiv:2601.22532: 32 queries, one rollout each, the raw 0/1 reward.
 A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS below).
 
@@ -50,7 +50,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
         name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
         for name, (tiny, other) in DEFAULTS.items()
     }
-    formulas = "; ".join(f"{name}: {row.formula}" for name, row in bandit.ADVANTAGES.items())
+    formulas = "R: reward; G: the query's group; B: the batch; W: the query's window; " + "; ".join(
+        f"{name}: {row.formula}" for name, row in bandit.ADVANTAGES.items())  # fmt: skip
 
     flag = parser.add_argument_group("model and data").add_argument
     flag("--model", default="tiny-qwen2",
@@ -66,7 +67,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag("--batch-size", type=count, default=32, help="B: queries a round")
     flag("--rollouts", type=count, default=1, help="n: completions of each query")
     flag("--baseline-rollouts", type=whole, default=0,
-         help="more completions of each query, for the group statistics only: they get no gradient "
+         help="extra completions of each query, for the mean and std of its group: no gradient "
               "(7 in the paper's 32 x 1 + 7)")
     flag("--temperature", type=positive, default=1.0,
          help="of sampling, and of the log-probabilities in the loss")
@@ -86,15 +87,15 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag("--advantage", default="reward", choices=bandit.ADVANTAGES, metavar="NAME",
          help=formulas.replace("%", "%%"))
     flag("--window", type=whole, default=0,
-         help="for --advantage window: how many rewards of a query it remembers (the paper's: 8)")
+         help="for --advantage window and window-mean: rewards remembered per query (paper: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
     flag("--lr", type=positive, help=f"AdamW's learning rate, constant {by_size['lr']}")
     flag("--weight-decay", type=amount, default=0.01, help="AdamW's")
     flag("--max-grad-norm", type=positive, default=1.0, help="clip the gradient to this norm")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS,
-         help="mean over all tokens; mean over sequences of the mean within each; sum over the "
-              "constant --max-new-tokens")
+         help="a mean over all tokens; a mean over completions of each one's mean; a sum divided "
+              "by completions * --max-new-tokens")
     flag("--epochs-per-round", type=count, default=1,
          help="steps on the same rollouts; the clip matters only above 1")
     flag("--clip-low", type=amount, default=0.2, help="clip the ratio at 1 minus this")
@@ -124,7 +125,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="continue the run in --out (default: the newest with these flags)")
     flag("--save-every", type=count, default=50, help="rounds between checkpoints")
     flag("--threads", type=count, help="CPU threads (default: one for a tiny model, else all)")
-
+    # Parse once to learn the model's size, then with the defaults of that size.
     column = 0 if models.is_tiny(parser.parse_args(argv).model) else 1
     parser.set_defaults(**{name: values[column] for name, values in DEFAULTS.items()})
     args = parser.parse_args(argv)
@@ -173,40 +174,39 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
         # 4. Advantages of the rollouts to train on, [B, args.rollouts].
         with state.timer("update"):
             windows = state.windows.copy()  # kept only if the update succeeds
-            texts = [query.prompt for query in queries]
-            histories = bandit.remember(windows, texts, rewards, args.window)
+            keys = [query.prompt for query in queries]
+            histories = bandit.remember(windows, keys, rewards, args.window)
             greedy_rewards = to_rewards(args, greedy_grades)
             round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories)
             advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)
 
-            # 5. One REINFORCE step.
+            # 5. One optimizer step, or --epochs-per-round of them.
             batch = to_batch(args, prompts, rollouts, advantages)
-            step = bandit.update(state.model, state.optimizer, batch, config, state.reference)
+            figures = bandit.update(state.model, state.optimizer, batch, config, state.reference)
 
         state.windows = windows
-        log_round(state, rewards, advantages, step, [rollouts, greedy], [grades, greedy_grades])
+        log_round(state, rewards, advantages, figures, [rollouts, greedy], [grades, greedy_grades])
 
 
 def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterator[int]:
     """Yield the number of each round, from 0; evaluate, save and stop between rounds."""
-    quiet = None if distributed.is_main_process() else True
+    quiet = None if distributed.is_main_process() else True  # None: shown on a terminal only
     smooth = None
     options = {"desc": "rounds", "disable": quiet, "dynamic_ncols": True}
     with tqdm(total=args.rounds, initial=state.round, **options) as bar:
         while True:
             is_last = state.round == args.rounds
-            is_end = is_last or state.round == 0
-            if is_end or args.eval_every and state.round % args.eval_every == 0:
-                evaluate.evaluate_run(args, state, sets, is_end)
+            before_or_after = is_last or state.round == 0
+            if before_or_after or args.eval_every and state.round % args.eval_every == 0:
+                evaluate.evaluate_run(args, state, sets, before_or_after)
             stop = state.stop.is_set()
             if is_last or stop or state.round % args.save_every == 0:
                 state.save()
             if is_last:
                 return
             if stop:
-                raise distributed.AllRanksError(
-                    f"stopped after round {state.round}; --resume --out {args.out} goes on"
-                )
+                hint = f"--resume --out {args.out} goes on"
+                raise distributed.AllRanksError(f"stopped after round {state.round}; {hint}")
             yield state.round
             smooth = state.reward if smooth is None else 0.95 * smooth + 0.05 * state.reward
             bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)
@@ -225,7 +225,7 @@ def next_batch(args: Namespace, sets: data.ProblemSets, number: int) -> tuple[li
 
 
 def to_rewards(args: Namespace, grades: evaluate.Grades) -> torch.Tensor:
-    """The reward of each verdict, in one line."""
+    """--right-reward for each right verdict, --wrong-reward for any other; flat, float32."""
     return torch.tensor(np.where(grades.right, args.right_reward, args.wrong_reward)).float()
 
 
@@ -252,10 +252,10 @@ def update_config(args: Namespace) -> bandit.UpdateConfig:
 
 def log_round(
     state: TrainState, rewards: torch.Tensor, advantages: torch.Tensor,
-    step: dict[str, float | None], sampled: list[list[rollout.Rollout]],
+    figures: dict[str, float | None], sampled: list[list[rollout.Rollout]],
     graded: list[evaluate.Grades],
 ) -> None:  # fmt: skip
-    """Count the round, and write its line of metrics.jsonl (docs/log.md explains the fields).
+    """Advance the counters, state.round among them; write a line of metrics.jsonl (docs/log.md).
 
     sampled, graded: the rollouts and the greedy completions of the round, and their grades. The
     greedy ones are counted, and enter no mean.
@@ -267,7 +267,7 @@ def log_round(
     state.reward = rewards.mean().item()
     state.rollouts += sum(len(some) for some in sampled)
     state.tokens += tokens
-    state.regret += sum(int((~grades.right).sum()) for grades in graded)
+    state.regret += sum(int((~grades.right).sum()) for grades in graded)  # wrong ones so far
     state.folder.append("metrics", {
         "round": state.round,
         "reward": state.reward,
@@ -280,11 +280,11 @@ def log_round(
         # Minus the mean log-probability of the sampled tokens estimates the entropy per token.
         "entropy": -float(np.mean(np.concatenate([one.logprobs for one in rollouts]))),
         "zero_advantage": (advantages == 0).float().mean().item(),
-        **step,
+        **figures,
         "tokens_per_second": tokens / seconds["sampling"],
         **{f"seconds_{part}": seconds[part] for part in ("sampling", "reward", "update")},
     })  # fmt: skip
-    state.timer.enter("sampling")
+    state.timer.enter("sampling")  # an error from here on belongs to the next round
 
 
 # --- from the command line ------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     args = distributed.raise_on_all_ranks(parse, argv)
     state = None
     try:
-        # The main process may have made its folder before another one looked for an unused name.
+        # All processes write to the main one's folder; each looked for an unused name by itself.
         args.out = distributed.all_gather(args.out)[0]
         state = distributed.raise_on_all_ranks(TrainState, args)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
-    """What to tell the user of an error. An error that is not the user's is raised again."""
+    """The error as a sentence for the user; raised again if the user did not cause it."""
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:

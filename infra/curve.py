@@ -187,7 +187,10 @@ def pass_at_k_in_words(summary: dict) -> list[str]:
     lines = []
     for key in summary:
         name = key.removeprefix("test_").removesuffix("_before")
-        if key != f"test_{name}_before" or not name.startswith("pass@") or name == "pass@1":
+        is_pass_at_k = name.startswith("pass@") and name != "pass@1"
+        if key != f"test_{name}_before" or not is_pass_at_k:
+            continue
+        if f"test_{name}_after" not in summary:  # the last evaluation was one on the way
             continue
         before, after = summary[f"test_{name}_before"], summary[f"test_{name}_after"]
         error_before = summary[f"test_{name}_before_se"]

@@ -26,7 +26,7 @@ from transformers import (  # noqa: E402
 
 import evaluate  # noqa: E402
 import train  # noqa: E402
-from infra import models  # noqa: E402
+from infra import curve, models  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -101,8 +101,12 @@ def problems(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_run(tmp_path, checkpoint, problems) -> Callable[..., Path]:
-    """A function: run train.py with a random model for six rounds; returns the run's folder."""
+def small_run(tmp_path, checkpoint, problems, monkeypatch) -> Callable[..., Path]:
+    """A function: run train.py with a random model for six rounds; returns the run's folder.
+
+    Without the figure, which would take a third of the time. `finished_run` has one.
+    """
+    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
 
     def run(out: str, *flags: str) -> Path:
         train.main(small_run_flags(checkpoint("qwen2"), problems, tmp_path / out, *flags))

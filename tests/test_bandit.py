@@ -189,8 +189,8 @@ CENTERED = [
 
 @pytest.mark.parametrize("name", CENTERED)
 def test_no_spread_no_advantage(name):
-    """Equal rewards give exactly 0, also where their mean is rounded. A rounding error over epsilon
-    would be a strong signal."""
+    """Equal rewards give exactly 0, also where their mean is rounded. Previously the rounding error
+    was divided by epsilon, which made a strong signal of it."""
     rewards = torch.full((3, 7), 0.1)
     round_rewards = RoundRewards(rewards, windows=rewards.tolist())
     assert not ADVANTAGES[name].compute(round_rewards).any()

@@ -135,7 +135,8 @@ def test_no_second_beginning_of_sequence(tokenizer, template):
 
 
 def test_a_template_with_a_date_gets_a_fixed_one(tokenizer):
-    """Llama 3.2's template, in short: today's date by strftime_now, unless it is given."""
+    """Llama 3.2's template, in short: today's date by strftime_now, unless it is given. Previously
+    the prompt had the date of the day, so runs of different days could not be compared."""
     tokenizer.chat_template = (
         "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
         "{%- set date_string = strftime_now('%d %b %Y') %}"

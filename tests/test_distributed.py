@@ -119,7 +119,11 @@ def test_two_processes_make_the_same_update(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_learn_like_one(small_run, checkpoint, problems, tmp_path):
-    """Also when SIGTERM stops them, when two go on, and when one goes on. Only rounding differs."""
+    """Also when SIGTERM stops them, when two go on, and when one goes on. Only rounding differs.
+
+    Previously the process that was done first destroyed the group, and another that still read from
+    it was aborted.
+    """
     out = tmp_path / "two"
     flags = ["--advantage", "window", "--window", "8", "--kl", "0.01", "--batch-size", "7"]
     two = small_run_flags(checkpoint("qwen2"), problems, out, *flags, "--save-every", "5")

@@ -156,6 +156,8 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     (MistralForCausalLM, MistralConfig(sliding_window=None, **SMALLEST), None),
 ])  # fmt: skip
 def test_models_that_the_cache_cannot_serve_are_refused(tmp_path, model_class, config, message):
+    """Previously a sliding window was found only in a configuration with layer_types, which
+    Mistral's has not, and the kind of rotary frequencies was not looked at."""
     model_class(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(ROOT / "tiny" / "qwen2").save_pretrained(tmp_path)
     if message is None:

@@ -97,7 +97,8 @@ def test_pretraining_skips_the_problems(is_guarded, monkeypatch):
 
 
 def test_a_solution_does_not_run_on_to_the_problems(monkeypatch):
-    """Another problem after the answer must not be one of the sets either."""
+    """Another problem after the answer must not be one of the sets either. Previously only the
+    problem itself was checked."""
     taken, free = (
         problems.Problem((key,), "?", 1, "Arithmetic", [], key) for key in ("111", "222")
     )

@@ -126,7 +126,9 @@ def windowed_run(tmp_path_factory, checkpoint, problems):
 def test_out_of_memory_says_what_to_lower_and_loses_nothing(
     windowed_run, small_run, coin_verifier, monkeypatch, tmp_path, owner, name, call, advice
 ):
-    """What the round or the evaluation had begun is done once: no reward enters a window twice."""
+    """What the round or the evaluation had begun is done once. Previously the rewards of a round
+    that failed stayed in the windows and entered them again after the resume, and an evaluation
+    that failed was never made."""
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match=advice) as stop:
         fail_at_call(patch, owner, name, call, error)

@@ -223,8 +223,9 @@ def pretrain(name: str, out: Path, clean_steps: int, habit_steps: int) -> None:
     print(f"{name}: {parameters:,} parameters, {len(tokenizer)} tokens, {habits}")
 
     start = time.time()
-    batches = make_batches(tokenizer, Habits(), clean_steps, random.Random(1), reserved)
-    learn(model, batches, clean_steps, CLEAN_LR)
+    if clean_steps:
+        batches = make_batches(tokenizer, Habits(), clean_steps, random.Random(1), reserved)
+        learn(model, batches, clean_steps, CLEAN_LR)
     if habit_steps:
         batches = make_batches(tokenizer, habits, habit_steps, random.Random(2), reserved)
         learn(model, batches, habit_steps, HABIT_LR)
@@ -238,7 +239,7 @@ def pretrain(name: str, out: Path, clean_steps: int, habit_steps: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """Print a model's rows of the README's table: what it can do before any reinforcement."""
+    """Print a model's rows of the table in tiny/README.md: what it can do before reinforcement."""
     model, tokenizer = models.load(str(path))
     for problem_set in FORM:
         queries = data.load(f"tiny-{problem_set}", "train")
@@ -261,14 +262,14 @@ def measure(path: Path) -> None:
 
 def main() -> None:
     parser = flags.FlagParser(description=__doc__.split("\n")[0])
-    flag, count = parser.add_argument, flags.at_least(1)
+    flag = parser.add_argument
     flag("models", nargs="*", help="qwen2, llama, olmo2 (default: all)")
     flag("--clean", action="store_true", help="the perfect student's solutions only")
     flag("--out", default=str(HERE), help="the folder that gets a folder for each model")
-    flag("--steps", type=count, nargs=2, default=(CLEAN_STEPS, HABIT_STEPS),
+    flag("--steps", type=flags.at_least(0), nargs=2, default=(CLEAN_STEPS, HABIT_STEPS),
          help="optimizer steps on the perfect student's solutions, and on those with habits")
     flag("--measure", action="store_true", help="no training: what the models in --out can do")
-    flag("--threads", type=count, default=1, help="CPU threads")
+    flag("--threads", type=flags.at_least(1), default=1, help="CPU threads")
     args = parser.parse_args()
     names = args.models or list(BASES)
     for name in names:
