@@ -281,7 +281,7 @@ def log_round(
         "entropy": -float(np.mean(np.concatenate([one.logprobs for one in rollouts]))),
         "zero_advantage": (advantages == 0).float().mean().item(),
         **figures,
-        "tokens_per_second": tokens / seconds["sampling"],
+        "tokens_per_second": tokens / sum(seconds.values()),
         **{f"seconds_{part}": seconds[part] for part in ("sampling", "reward", "update")},
     })  # fmt: skip
     state.timer.enter("sampling")  # an error from here on belongs to the next round

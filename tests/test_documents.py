@@ -195,33 +195,6 @@ def test_the_minutes_of_the_map_are_honest():
             assert lines / 35 <= int(minutes) <= lines / 20, (name, lines, minutes)
 
 
-def imports(path: Path, everywhere: bool = True) -> set[str]:
-    """First names of the modules that a file imports; everywhere: inside of functions too."""
-    tree = ast.parse(path.read_text())
-    names = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
-    return names
-
-
-def test_imports_go_one_way():
-    root_files = {path.stem: path for path in ROOT.glob("*.py")}
-    assert set(root_files) == {"train", "data", "rollout", "reward", "bandit", "evaluate"}
-    for path in (ROOT / "infra").glob("*.py"):
-        assert not imports(path) & {*root_files, "lab", "tiny"}, path
-    for path in root_files.values():
-        assert not imports(path) & {"lab", "tiny"}, path
-
-    # The chain. Run as a script, rollout.py reads a problem set, so only its head is looked at.
-    assert not imports(root_files["rollout"], everywhere=False) & set(root_files)
-    assert not imports(root_files["reward"]) & set(root_files)
-    assert not imports(root_files["bandit"]) & set(root_files)
-    assert imports(root_files["data"]) & set(root_files) == {"reward"}
-
-
 # --- the lecture and the tables of code -----------------------------------------------------------
 
 NAME = re.compile(r"`((?:lab\.)?(?:bandit|evaluate|rollout|tabular|report|probe)\.(?!py\b)\w+)`")

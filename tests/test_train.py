@@ -114,7 +114,8 @@ def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
         assert 0 <= line["sampler_mismatch"] <= line["largest_sampler_mismatch"] < 1e-3
         for part in ("sampling", "reward", "update"):
             assert line[f"seconds_{part}"] > 0
-        rate = round_tokens / line["seconds_sampling"]
+        parts = ("sampling", "reward", "update")
+        rate = round_tokens / sum(line[f"seconds_{part}"] for part in parts)
         assert line["tokens_per_second"] == pytest.approx(rate)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["rounds"], summary["rollouts"]) == (3, 3 * 8 * 3)
