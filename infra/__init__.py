@@ -1,18 +1,20 @@
 """What safety and scale need. A first reading of the repository skips this folder.
 
-train_state.py    everything that changes during a run: saved, resumed, finished
-run_folder.py     a run's folder: its flags, its logs, its clock, the request to stop
-checkpoint.py     checkpoints that survive a kill at any moment
-seeding.py        one seed for each purpose and round
-optimizer.py      AdamW on float32 master weights
+train_state.py         everything that changes during a run: saved, resumed, finished
+run_folder.py          a run's folder: its flags, its logs, its clock, the request to stop
+checkpoint.py          checkpoints that survive a kill at any moment
+curve.py               the figure of one run and its account in words
+seeding.py             one seed for each purpose and round
+flags.py               types of flags, and combinations of flags that are refused
+rows.py                rows of a problem set: tiny/, the hub, or files
+math_equality.py       when two mathematical answers are the same
+models.py              loading a model, its number format, its threads, its end-of-sequence ids
+optimizer.py           AdamW on float32 master weights
 update_statistics.py   what the log shows of an update, over all processes
-distributed.py    many processes that behave like one
-models.py         loading a model, its number format, its threads, its end-of-sequence ids
-memory.py         how much memory there is, and what to lower when it runs out
-flags.py          types of flags, and combinations of flags that are refused
-rows.py           rows of a problem set: tiny/, the hub, or files
-curve.py          the figure of one run and its account in words
-math_equality.py  when two mathematical answers are the same
+distributed.py         many processes that behave like one
+kv_cache.py            the sampler's cache of keys and values, and the attention that reads it
+cuda_graphs.py         the sampler's step on a GPU: recorded once, replayed from then on
+memory.py              how much memory there is, and what to lower when it runs out
 
 Nothing here imports a script of the root or of lab/.
 """
