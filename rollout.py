@@ -227,7 +227,7 @@ def decoder_for(
     model: PreTrainedModel, config: DecodeConfig, rows: int, width: int, cache_tokens: int | None,
     compiled: bool,
 ) -> "Decoder":
-    """The model's Decoder if it can hold `rows` rows of `width`, else a new one in its place."""
+    """The model's Decoder if it suits a call of `rows` rows of `width`, else a new one."""
     kind = model.device, model.dtype, compiled
     width = memory.round_up(width, config.length_multiple)
     decoder, bound = DECODERS.get(model), cache_tokens
@@ -395,9 +395,9 @@ if __name__ == "__main__":
     add("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
     add("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
     add("--queries", type=flags.at_least(1), default=3, help="how many queries")
-    add("--rollouts", type=int, default=3, help="completions per query")
-    add("--temperature", type=float, default=1.0, help="0 is greedy")
-    add("--max-new-tokens", type=int, default=64, help="completions are truncated here")
+    add("--rollouts", type=flags.at_least(1), default=3, help="completions per query")
+    add("--temperature", type=flags.at_least(0.0), default=1.0, help="0 is greedy")
+    add("--max-new-tokens", type=flags.at_least(1), default=64, help="truncate completions here")
     add("--cache-tokens", type=int, help="bound on the memory: tokens in the cache at a time")
     add("--seed", type=int, default=0, help="the same seed gives the same completions")
     args = parser.parse_args()

@@ -19,6 +19,9 @@ from infra.run_folder import read_lines
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["qwen2", "llama", "olmo2"]  # of the tiny models, and of their architectures
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [300, 20], [40, 41, 42, 43]]
+# A random model needs many end ids for its rows to end at different times.
+MANY_ENDS = set(range(100))
 
 # A small round for the update. The id that ends a completion is also the one that pads: the real
 # one must count and the padding must not.
