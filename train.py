@@ -55,7 +55,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
     flag = parser.add_argument_group("model and data").add_argument
     flag("--model", default="tiny-qwen2",
-         help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
+         help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder, a .gguf file, a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path: data.py")
     flag("--queries", type=count,
          help="train on the first K queries only, after a seeded shuffle (default: all)")

@@ -1,5 +1,7 @@
 """Loading a model: weights and tokenizer, number format, CPU threads, end-of-sequence ids."""
 
+import copy
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ TINY = Path(__file__).parent.parent / "tiny"
 TINY_MODELS = ("tiny-qwen2", "tiny-llama", "tiny-olmo2")
 TINY_BYTES = 20e6  # a folder with less than this of weights counts as tiny
 FEW_PARAMETERS = 5_000_000  # below it one CPU thread is the default
+OPTIONS = {"dtype": torch.float32, "attn_implementation": "sdpa"}
 
 
 def load(
@@ -22,7 +25,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with its tokenizer.
 
-    name: tiny-qwen2, tiny-llama, tiny-olmo2, a folder, or a model of the Hugging Face hub.
+    name: tiny-qwen2, tiny-llama, tiny-olmo2, a folder, a .gguf file, or a model of the hub.
     device: the GPU by default, if there is one.
     dtype: of the weights.
     Raises ValueError, in one sentence, for a model that does not exist or cannot be served.
@@ -33,10 +36,11 @@ def load(
     try:
         if "/" not in path and not Path(path).exists():
             raise ValueError("no such folder")  # hub models are owner/name: do not ask the hub
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="sdpa"
-        )
+        if path.endswith(".gguf"):
+            model, tokenizer = load_gguf(Path(path))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, **OPTIONS)
     except Exception as error:  # missing folder, damaged file, unknown architecture, no network
         raise ValueError(loading_problem(name, error)) from None
     check_architecture(name, model)
@@ -45,6 +49,35 @@ def load(
         parameter.data = parameter.data.to(dtype)
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device or default_device), tokenizer
+
+
+def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with its tokenizer and chat template from a GGUF file, its weights in float32.
+
+    A GGUF file often holds weights of four or eight bits. transformers reads them, and would then
+    refuse to save the model because its configuration says that it is quantized. So the weights
+    move into a new model without that setting.
+    """
+    if not path.exists():
+        raise ValueError("no such file")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " ".join(missing)
+        raise ValueError(f"a GGUF file needs another package: pip install {packages}")
+    file = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **file)
+    quantized = AutoModelForCausalLM.from_pretrained(str(path.parent), **file, **OPTIONS)
+    config = copy.deepcopy(quantized.config)
+    del config.quantization_config
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        model = AutoModelForCausalLM.from_config(config, **OPTIONS)
+    model.load_state_dict(quantized.state_dict(), assign=True)
+    model.tie_weights()
+    for ours, theirs in zip(model.modules(), quantized.modules(), strict=True):
+        for name, buffer in theirs.named_buffers(recurse=False):  # rotary frequencies
+            setattr(ours, name, buffer)
+    model.generation_config = quantized.generation_config
+    return model.eval(), tokenizer
 
 
 def loading_problem(name: str, error: Exception) -> str:
@@ -57,8 +90,8 @@ def loading_problem(name: str, error: Exception) -> str:
         )
     reason = str(error).strip().split("\n")[0]
     return (
-        f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder nor a model of "
-        f"the hub that can be loaded ({reason})"
+        f"--model {name}: neither tiny-qwen2, tiny-llama, tiny-olmo2 nor a folder, a .gguf file or "
+        f"a model of the hub that can be loaded ({reason})"
     )
 
 
