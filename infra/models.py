@@ -13,7 +13,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-TINY = Path(__file__).parent.parent / "tiny"
+from infra.rows import TINY
+
 TINY_MODELS = ("tiny-qwen2", "tiny-llama", "tiny-olmo2")
 TINY_BYTES = 20e6  # a folder with less than this of weights counts as tiny
 FEW_PARAMETERS = 5_000_000  # below it one CPU thread is the default

@@ -11,7 +11,6 @@ the ratio; the table shows the median and the range over the repeats. bench_peer
 TRL and Math-Verify are optional: pip install trl math-verify
 """
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -19,7 +18,8 @@ from statistics import median
 
 import torch
 
-from infra.flags import FlagParser
+from infra.flags import FlagParser, at_least
+from infra.run_folder import write_json
 from lab.bench_gpu import gpu, needs
 from lab.bench_peers import against_generate, against_math_verify, against_trl
 from lab.bench_sampler import tricks
@@ -59,7 +59,7 @@ def table(flags: Namespace) -> None:
         print("There is no GPU here, so `python -m lab.bench gpu` is left out.")
     if flags.json:
         figures = {name: ratio._asdict() for name, ratio in ratios.items()}
-        Path(flags.json).write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(Path(flags.json), figures)
 
 
 SECTIONS = {"table": table, "tricks": tricks, "verifier": verifier, "gpu": gpu, "needs": needs}
@@ -71,14 +71,12 @@ def main() -> None:
     flag("section", nargs="?", default="table", choices=SECTIONS, help="what to measure")
     flag("--model", default="tiny-qwen2", help="of the table and the tricks")
     flag("--data", default="tiny-gsm", help="of the table and the tricks")
-    flag("--repeats", type=int, default=5, help="of each measurement")
-    flag("--threads", type=int, help="CPU threads, of both sides (default: what suits the model)")
+    flag("--repeats", type=at_least(1), default=5, help="of each measurement")
+    flag("--threads", type=at_least(1), help="CPU threads (default: by the size of the model)")
     flag("--json", help="a file for the ratios of the table")
-    flag("--rows", type=int, default=500, help="MATH answers for Math-Verify, in the verifier")
+    flag("--rows", type=at_least(1), default=500, help="MATH answers that Math-Verify judges")
     flags = parser.parse_args()
     try:
-        if flags.repeats < 1 or flags.rows < 1 or (flags.threads or 1) < 1:
-            raise ValueError("--repeats, --rows and --threads must be at least 1")
         SECTIONS[flags.section](flags)
     except (ValueError, OSError) as error:
         sys.exit(f"bench.py: {error}")
