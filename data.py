@@ -3,9 +3,9 @@
     python data.py --data tiny-math                  # print a few queries: prompt and gold answer
     python data.py --data my_problems.jsonl.gz       # the same for a file of your own
 
-Four sets have names. tiny-gsm and tiny-math lie in tiny/; gsm8k and math come from the hub
-(`pip install datasets`). Anything else is a path: a .jsonl or .jsonl.gz file, or a folder with a
-train and a test file. Its rows have GSM8K's columns (`question`, `answer` ending in "#### 42") or
+Five sets have names. tiny-gsm, tiny-math and tiny-sums lie in tiny/; gsm8k and math come from the
+hub (`pip install datasets`). Anything else is a path: a .jsonl or .jsonl.gz file, or a folder with
+a train and a test file. Its rows have GSM8K's columns (`question`, `answer` ending in "#### 42") or
 MATH's (`problem`, `solution` with "\\boxed{42}", `level`).
 
 Left out: few-shot and system prompts, because the paper uses none.
@@ -172,7 +172,7 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
 def main() -> None:
     parser = flags.FlagParser(description="Print a few queries of a problem set.")
     flag = parser.add_argument
-    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     flag("--split", default="train", choices=["train", "test"])
     flag("--count", type=flags.at_least(1), default=5, help="how many to print")
     args = parser.parse_args()

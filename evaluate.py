@@ -133,12 +133,11 @@ def sample_and_grade(
 def evaluate_run(
     args: Namespace, state: TrainState, sets: data.ProblemSets, before_or_after: bool
 ) -> None:
-    """Write this round's two lines (train, test) to evals.jsonl, unless they are there already."""
-    if state.evaluated == state.round:
-        return
+    """Write this round's two lines (train, test) to evals.jsonl."""
     state.timer.enter("evaluation")
     results = []
-    for split, queries in (("train", sets.train), ("test", sets.test)):
+    limit = args.eval_limit
+    for split, queries in (("train", sets.train[:limit]), ("test", sets.test[:limit])):
         line = evaluate_split(args, state, split, queries, before_or_after)
         # JSON has no nan, which is the standard error of a single query.
         line = {key: None if value != value else value for key, value in line.items()}
@@ -153,14 +152,14 @@ def evaluate_split(
     args: Namespace, state: TrainState, split: str, queries: list[data.Query],
     before_or_after: bool,
 ) -> dict:  # fmt: skip
-    """The line of one split: pass@1 with one sample a query at temperature 1; before and after the
-    run also greedy accuracy, and pass@k on the test set (docs/log.md explains the fields)."""
+    """The line of one split: pass@1 with one sample a query at --eval-temperature; before and after
+    the run also greedy accuracy, and pass@k on the test set (docs/log.md explains the fields)."""
     is_test = split == "test"
 
     def measure(some: list[data.Query], samples: int, name: str, **options: float) -> tuple:
         return sample_and_grade(
             state.model, state.tokenizer, some, samples, progress=f"{name}, {split}",
-            **options, **state.sampling,
+            **{"temperature": args.eval_temperature, **options}, **state.sampling,
         )  # fmt: skip
 
     purpose = Purpose.TEST_EVALUATION if is_test else Purpose.TRAIN_EVALUATION
@@ -216,7 +215,9 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
     seed = seed_for(args.seed, Purpose.SAMPLES)
     lines = []
     for name, model in policies.items():
-        rollouts = rollout.sample(model, prompts, 2, seed=seed, **state.sampling)
+        rollouts = rollout.sample(
+            model, prompts, 2, temperature=args.eval_temperature, seed=seed, **state.sampling
+        )
         right, _, texts = grade(state.tokenizer, queries, rollouts)
         for i, one in enumerate(rollouts):
             query, prompt = queries[i // 2], prompts[i // 2]
@@ -247,7 +248,7 @@ def main() -> None:
     flag, count = parser.add_argument, flags.at_least(1)
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
     flag("--against", help="a second model: prints --model minus this one, paired by query")
-    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     flag("--split", default="test", choices=["train", "test"])
     flag("--queries", type=count, help="only the first K queries (default: all)")
     flag("--samples", type=count, default=16, help="completions a query")

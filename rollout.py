@@ -393,7 +393,7 @@ if __name__ == "__main__":
     parser = flags.FlagParser(description="Print a few completions of a model.")
     add = parser.add_argument
     add("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
-    add("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    add("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     add("--queries", type=flags.at_least(1), default=3, help="how many queries")
     add("--rollouts", type=flags.at_least(1), default=3, help="completions per query")
     add("--temperature", type=flags.at_least(0.0), default=1.0, help="0 is greedy")

@@ -31,6 +31,7 @@ import data
 import evaluate
 import rollout
 from infra import distributed, flags, memory, models, run_folder
+from infra.forecast import Forecast
 from infra.seeding import Purpose, permutation, seed_for
 from infra.train_state import TrainState
 
@@ -56,7 +57,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag = parser.add_argument_group("model and data").add_argument
     flag("--model", default="tiny-qwen2",
          help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder, a .gguf file, a model of the hub")
-    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path: data.py")
+    flag("--data", default="tiny-gsm",
+         help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
     flag("--queries", type=count,
          help="train on the first K queries only, after a seeded shuffle (default: all)")
     flag("--levels", type=int, nargs="+",
@@ -115,8 +117,13 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
     flag = parser.add_argument_group("evaluation and the run").add_argument
     flag("--eval-every", type=whole,
-         help="rounds between evaluations of pass@1 on the whole train and test sets, one sample "
-              f"a query at temperature 1; 0: only before and after {by_size['eval_every']}")
+         help="rounds between evaluations of pass@1 on the train and test sets, one sample a "
+              f"query; 0: only before and after {by_size['eval_every']}. An evaluation of all of "
+              "gsm8k is 8,792 completions, as many as 275 rounds of 32: see --eval-limit")
+    flag("--eval-limit", type=count,
+         help="evaluate on the first K queries of each set only (default: all, as the paper does)")
+    flag("--eval-temperature", type=positive, default=1.0,
+         help="of the samples of evaluations; greedy accuracy is measured too")
     flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after")
     flag("--eval-queries", type=count, default=64, help="test queries for the pass@k")
     flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling")
@@ -191,14 +198,18 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
 def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterator[int]:
     """Yield the number of each round, from 0; evaluate, save and stop between rounds."""
     quiet = None if distributed.is_main_process() else True  # None: shown on a terminal only
+    ahead = Forecast(args, len(sets.train), len(sets.test), state.round, state.evaluated)
+    tqdm.write(ahead.in_words())
     smooth = None
     options = {"desc": "rounds", "disable": quiet, "dynamic_ncols": True}
     with tqdm(total=args.rounds, initial=state.round, **options) as bar:
         while True:
             is_last = state.round == args.rounds
             before_or_after = is_last or state.round == 0
-            if before_or_after or args.eval_every and state.round % args.eval_every == 0:
-                evaluate.evaluate_run(args, state, sets, before_or_after)
+            is_due = before_or_after or args.eval_every and state.round % args.eval_every == 0
+            if is_due and state.evaluated < state.round:
+                with ahead.evaluation(state.round):
+                    evaluate.evaluate_run(args, state, sets, before_or_after)
             stop = state.stop.is_set()
             if is_last or stop or state.round % args.save_every == 0:
                 state.save()
@@ -207,7 +218,10 @@ def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterat
             if stop:
                 hint = f"--resume --out {args.out} goes on"
                 raise distributed.AllRanksError(f"stopped after round {state.round}; {hint}")
-            yield state.round
+            with ahead.round():
+                yield state.round
+            if words := ahead.time_in_words():
+                tqdm.write(words)
             smooth = state.reward if smooth is None else 0.95 * smooth + 0.05 * state.reward
             bar.set_postfix_str(f"reward {smooth:.2f}", refresh=False)
             bar.update()

@@ -34,7 +34,7 @@ def draw_curve(folder: Path | str) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4), sharex=True, layout="constrained"
     )
-    draw_accuracy(left, metrics, evals)
+    draw_accuracy(left, metrics, evals, config.get("eval_temperature", 1.0))
     draw_diagnostics(right, metrics)
     left.set_title(
         f"{config['model']} on {config['data']}: {config['batch_size']} queries x "
@@ -45,8 +45,14 @@ def draw_curve(folder: Path | str) -> None:
     plt.close(figure)
 
 
-def draw_accuracy(axes: plt.Axes, metrics: list[dict], evals: list[dict]) -> None:
-    """The share of right rollouts in each round, and pass@1 with 95 % intervals over queries."""
+def draw_accuracy(
+    axes: plt.Axes, metrics: list[dict], evals: list[dict], temperature: float = 1.0
+) -> None:
+    """The share of right rollouts in each round, and pass@1 with 95 % intervals over queries.
+
+    temperature: of the evaluations.
+    """
+    at = "" if temperature == 1 else f" at temperature {temperature:g}"
     rounds = [line["round"] for line in metrics]
     accuracy = [line["accuracy"] for line in metrics]
     axes.plot(
@@ -63,7 +69,7 @@ def draw_accuracy(axes: plt.Axes, metrics: list[dict], evals: list[dict]) -> Non
             [line["pass@1"] for line in lines],
             [1.96 * (line["se"] or 0) for line in lines],
             color=color, marker=marker, capsize=3,
-            label=f"pass@1 on the whole {split} set ± 95 %",
+            label=f"pass@1{at}, {split} set ± 95 %",
         )  # fmt: skip
     axes.set(xlabel="round", ylabel="share right", ylim=(0, 1))
     axes.legend(loc="best", fontsize=8)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TINY = Path(__file__).parent.parent / "tiny"
+TINY_SETS = ("tiny-gsm", "tiny-math", "tiny-sums")
 HUB = {  # name -> (repository, configuration)
     "gsm8k": ("openai/gsm8k", "main"),
     "math": ("DigitalLearningGmbH/MATH-lighteval", "default"),
@@ -31,7 +32,7 @@ def is_its_own_test_set(name: str) -> bool:
 
 def find_file(name: str, split: str) -> Path:
     """The file of a split of a tiny set, of a folder, or of a single file."""
-    if name in ("tiny-gsm", "tiny-math"):
+    if name in TINY_SETS:
         return TINY / f"{name.removeprefix('tiny-')}_{split}.jsonl"
     path = Path(name)
     if path.is_dir():
@@ -44,7 +45,7 @@ def find_file(name: str, split: str) -> Path:
         return files[0]
     if not path.exists():
         raise ValueError(
-            f"--data {name}: neither one of tiny-gsm, tiny-math, gsm8k, math nor a file or folder"
+            f"--data {name}: neither one of {', '.join((*TINY_SETS, *HUB))} nor a file or folder"
         )
     test_file = path.with_name(path.name.replace("train", "test"))
     return test_file if split == "test" and test_file.exists() else path

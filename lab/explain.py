@@ -39,7 +39,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag, count, whole = parser.add_argument, flags.at_least(1), flags.at_least(0)
     flag("--model", default="tiny-qwen2",
          help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
-    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math, or a path: data.py")
+    flag("--data", default="tiny-gsm",
+         help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
     flag("--query", type=whole, default=8, help="its number in the train set, from 0")
     flag("--rollouts", type=count, default=4, help="completions of it")
     flag("--advantage", default="group", choices=bandit.ADVANTAGES, metavar="NAME",

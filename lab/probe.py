@@ -386,7 +386,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.FlagParser(description=__doc__.split("\n")[0])
     flag = parser.add_argument
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
-    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, gsm8k, math or a path")
+    flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     flag("--run", help="the folder of a run with --advantage window (default: one is made)")
     flag("--run-rounds", type=int, default=30, help="rounds of the run that is made")
     flag("--rounds", type=int, default=24, help="estimates of each setting")

@@ -3,6 +3,7 @@ mean anything."""
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ import evaluate
 import reward
 import train
 from infra import models
-from tiny import pretrain, problems
+from tiny import pretrain, problems, sums
 
-SETS = ["gsm", "math"]
+SETS = ["gsm", "math"]  # what the tiny models are pretrained for
 
 
 def read_rows(name, split):
@@ -29,10 +30,11 @@ def read_rows(name, split):
 # --- the problem sets -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [*SETS, "sums"])
 def test_sets_are_what_the_script_makes(name):
     """Byte for byte: the committed files can be made again."""
-    for split, rows, count in zip(("train", "test"), problems.make(name), (1024, 512), strict=True):
+    made = sums.make(1024, 512, problems.SEED) if name == "sums" else problems.make(name)
+    for split, rows, count in zip(("train", "test"), made, (1024, 512), strict=True):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         assert text == (ROOT / "tiny" / f"{name}_{split}.jsonl").read_text()
         assert len(rows) == count
@@ -46,18 +48,31 @@ def test_train_and_test_are_disjoint(name):
     assert len({tuple(row["key"]) for row in rows}) == 1536
 
 
+def test_no_sum_of_the_test_set_is_in_the_train_set():
+    """Its problems share numbers within a set, since there are few pairs of one-digit numbers."""
+    train, test = read_rows("sums", "train"), read_rows("sums", "test")
+    assert not {tuple(row["key"]) for row in train} & {tuple(row["key"]) for row in test}
+    assert len({row["question"] for row in train + test}) == 1536
+    for row in train + test:  # the keys are the numbers of the question
+        assert row["key"] == ["sums", *sorted(map(int, re.findall(r"\d+", row["question"])))]
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [*SETS, "sums"])
 def test_levels_and_solutions(name, split):
     queries = data.load(f"tiny-{name}", split)
     counts = np.bincount([query.level for query in queries])[1:]
     assert len(counts) == 5
     assert counts.min() > 0.15 * len(queries)
     for query, row in zip(queries, read_rows(name, split), strict=True):
-        solution = row["answer"] if name == "gsm" else row["solution"]
+        solution = row["solution"] if name == "math" else row["answer"]
         assert reward.is_correct(solution, query.gold, query.form)
-        if name == "gsm":
+        if name != "math":
             assert str(int(query.gold)) == query.gold
+        if name == "sums":  # the working is right, and adds up to the answer
+            *steps, _ = solution.split("\n")
+            assert all(eval(left) == int(right) for left, right in (s.split("=") for s in steps))
+            assert steps[-1].endswith(f"={query.gold}")
 
 
 def test_equality_of_strings_is_not_enough():

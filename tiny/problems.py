@@ -1,6 +1,8 @@
 r"""The tiny problem sets: tiny-gsm (word problems) and tiny-math (algebra answered in LaTeX).
 
-    python -m tiny.problems      # write tiny/{gsm,math}_{train,test}.jsonl again, byte for byte
+    python -m tiny.problems   # write tiny/{gsm,math,sums}_{train,test}.jsonl again, byte for byte
+
+A third set, tiny-sums, is for a real model (sums.py).
 
 A problem has a key: its family, its numbers and its operations. Train and test share no key, so no
 test problem is a train problem in other words. Pretraining (tiny/pretrain.py) skips the keys of
@@ -20,6 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from tiny import sums
 from tiny.algebra import FAMILIES, Slips, over
 
 HERE = Path(__file__).parent
@@ -212,8 +215,9 @@ def reserved_keys() -> set[tuple]:
 
 
 def main() -> None:
-    for name in FORM:
-        for split, rows in zip(("train", "test"), make(name), strict=True):
+    sets = {name: make(name) for name in FORM} | {"sums": sums.make(TRAIN, TEST, SEED)}
+    for name, both in sets.items():
+        for split, rows in zip(("train", "test"), both, strict=True):
             path = HERE / f"{name}_{split}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             print(f"{path}: {len(rows)} rows")
