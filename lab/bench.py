@@ -4,7 +4,8 @@
     python -m lab.bench tricks       # what each trick of rollout.py brings (bench_sampler.py)
     python -m lab.bench verifier     # time and accuracy of reward.py (bench_verifier.py)
     python -m lab.bench gpu          # the sampler and a round on a GPU (bench_gpu.py)
-    python -m lab.bench needs        # calculated: memory and time of the paper's models
+    python -m lab.bench needs        # calculated: memory and time of the paper's models on an H100
+    python -m lab.bench needs --card 24   # which flags they need to fit into 24 GB
 
 Absolute times of a shared machine mean little. So each repeat times the two sides in turn and takes
 the ratio; the table shows the median and the range over the repeats. bench_peers.py has the peers.
@@ -18,9 +19,10 @@ from statistics import median
 
 import torch
 
-from infra.flags import FlagParser, at_least
+from infra.flags import FlagParser, above, at_least
 from infra.run_folder import write_json
-from lab.bench_gpu import gpu, needs
+from lab.bench_gpu import gpu
+from lab.bench_needs import needs
 from lab.bench_peers import against_generate, against_math_verify, against_trl
 from lab.bench_sampler import tricks
 from lab.bench_timing import CAP, WORKLOADS, time_ratio
@@ -74,8 +76,11 @@ def main() -> None:
     flag("--repeats", type=at_least(1), default=5, help="of each measurement")
     flag("--threads", type=at_least(1), help="CPU threads (default: by the size of the model)")
     flag("--json", help="a file for the ratios of the table")
+    flag("--card", type=above(0.0), help="GB of a GPU's memory, for needs")
     flag("--rows", type=at_least(1), default=500, help="MATH answers that Math-Verify judges")
     flags = parser.parse_args()
+    if flags.card and flags.section != "needs":
+        parser.error("--card is for `python -m lab.bench needs` only")
     try:
         SECTIONS[flags.section](flags)
     except (ValueError, OSError) as error:

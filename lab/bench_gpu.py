@@ -1,4 +1,4 @@
-"""A GPU: how fast it samples and trains (measured); what the paper's models need (calculated)."""
+"""A GPU: how fast it samples and trains, measured."""
 
 import sys
 import time
@@ -9,11 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -186,129 +181,3 @@ def copied_bytes_a_second(device: str) -> float:
 
     times = synchronized_times(copy_ten_times, 6, device)
     return 10 * 2 * block.numel() / min(times)
-
-
-# --- calculated -----------------------------------------------------------------------------------
-
-# An H100's bfloat16 FLOP/s, bytes a second and bytes of memory, from its data sheet.
-H100_FLOPS, H100_BANDWIDTH, H100_MEMORY = 989e12, 3.35e12, 80e9
-PAPER_MODELS = {
-    "Qwen2.5-0.5B-Instruct": (Qwen2ForCausalLM, Qwen2Config(**QWEN_SHAPE)),
-    "Llama-3.2-1B-Instruct": (
-        LlamaForCausalLM,
-        LlamaConfig(
-            vocab_size=128256,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=64,
-            tie_word_embeddings=True,
-        ),
-    ),
-    "OLMo-2-0425-1B-Instruct": (
-        Olmo2ForCausalLM,
-        Olmo2Config(
-            vocab_size=100352,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=16,
-            num_key_value_heads=16,
-            tie_word_embeddings=False,
-        ),
-    ),
-}
-HEADS = (
-    "model", "weights, optimizer, reference", "kept for a micro-batch",
-    "with --gradient-checkpointing", "B x n", "cache", "peak", "seconds a round",
-)  # fmt: skip
-FORMULAS = """\
-Peak: 20 bytes a weight (2 bfloat16, 4 master, 4 gradient, 8 Adam, 2 reference), plus the cache,
-plus what a micro-batch keeps (counted on one layer), plus 1 GB of logits.
-Cache: rows x length x layers x key-value heads x head size x 4 bytes. The rows are B x n, at most
-512, and at most what fits into 0.4 of what the weights leave of 80 GB. An evaluation takes the rows
-of 32 x 64.
-Seconds: new tokens x the time of a step, plus 8 x weights x tokens at 40 % of an H100's peak
-FLOP/s. A step takes the larger of 2 ms for 24 layers and of the bytes read at half of the
-bandwidth. The two shares (40 % and half) are assumed, not measured."""
-
-
-def needs(flags: Namespace, prompt: int = 512, new: int = 1024, micro: int = 8192) -> None:
-    """Print a table of memory and time. Nothing is run but one layer, to count what it keeps.
-
-    prompt, new: tokens of a prompt and of a completion; micro: of a micro-batch.
-    """
-    print(
-        f"prompts of {prompt}, completions of {new} tokens, all of full length; a micro-batch of "
-        f"{micro} tokens; GB"
-    )
-    print("\n| " + " | ".join(HEADS) + " |\n" + "|---" * len(HEADS) + "|")
-    for name, (model_class, config) in PAPER_MODELS.items():
-        with torch.device("meta"):
-            model = model_class(config)
-        weights, layers = count_weights(model), config.num_hidden_layers
-        fixed = weights * (2 + 4 + 4 + 8 + 2)
-        kept = micro * layers * bytes_kept_by_a_layer(model, config)
-        # Checkpointing keeps the input of each layer, and all of the layer that is recomputed.
-        checkpointed = micro * (layers * 2 * config.hidden_size) + kept / layers
-        size = f"{name} ({weights / 1e9:.2f} billion)"
-        for queries, n in ((32, 1), (32, 8), (32, 64)):
-            cache, peak, round_seconds = round_needs(model, queries * n, prompt, new, fixed, kept)
-            print(
-                f"| {size} | {fixed / 1e9:.1f} | {kept / 1e9:.1f} | {checkpointed / 1e9:.1f} "
-                f"| {queries} x {n} | {cache / 1e9:.1f} | {peak / 1e9:.0f} | {round_seconds:.0f} |"
-            )
-    print(f"\n{FORMULAS}")
-
-
-def round_needs(
-    model: PreTrainedModel, rollouts: int, prompt: int, new: int, fixed: float, kept: float
-) -> tuple[float, float, float]:
-    """(bytes of the cache, bytes at the peak, seconds) of a round; FORMULAS says how.
-
-    fixed: bytes of weights, gradients, optimizer and reference; kept: bytes of a micro-batch.
-    """
-    weights = count_weights(model)
-    layers, heads, size = memory.cache_shape(model)
-    token_bytes = 2 * layers * heads * size * 2  # bfloat16 keys and values
-    free = memory.CACHE_SHARE * (H100_MEMORY - fixed)
-    rows = min(rollouts, rollout.MAX_ROWS, int(free / token_bytes / (prompt + new)))
-    cache = rows * (prompt + new) * token_bytes
-    logits = 4 * 2**28  # some copies of the piece that the loss computes at a time
-    # The peak is in a forward and backward pass, or in the optimizer's step with its copy.
-    peak = fixed + cache + max(kept + logits, 4 * weights)
-
-    bytes_read = 2 * weights + cache * (prompt + new / 2) / (prompt + new)
-    step = max(bytes_read / H100_BANDWIDTH / 0.5, 2e-3 / 24 * layers)
-    waves = max(1, rollouts / rows)
-    flops = 8 * weights * rollouts * (prompt + new)  # 6 for the update, 2 for the reference
-    return cache, peak, waves * new * step + flops / H100_FLOPS / 0.4
-
-
-def bytes_kept_by_a_layer(
-    model: PreTrainedModel, config: PreTrainedConfig, tokens: int = 64
-) -> float:
-    """Bytes a token that autograd keeps of one layer in bfloat16, except for its weights."""
-    layer = type(model.model.layers[0])(config, 0).bfloat16()
-    config._attn_implementation = "sdpa"
-    hidden = torch.zeros(1, tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
-    size = memory.cache_shape(model)[2]
-    cosines = torch.zeros(1, tokens, size, dtype=torch.bfloat16)
-    sines = torch.zeros(1, tokens, size, dtype=torch.bfloat16)
-    not_counted = {
-        tensor.untyped_storage().data_ptr() for tensor in [*layer.parameters(), cosines, sines]
-    }
-    kept = {}  # bytes by address: two tensors that share their numbers count once
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in not_counted:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = layer(hidden, position_embeddings=(cosines, sines))
-    del output  # only now, because memory that is freed could be taken again at the same address
-    return sum(kept.values()) / tokens

@@ -14,7 +14,7 @@ from helpers import ROOT
 import data
 import rollout
 from infra import models
-from lab import bench, bench_gpu, bench_sampler, bench_timing
+from lab import bench, bench_gpu, bench_needs, bench_sampler, bench_timing
 from lab.bench_peers import generate
 from lab.bench_timing import CAP, Ratio, Workload
 
@@ -110,7 +110,7 @@ def test_the_gpu_section_on_a_small_shape(capsys):
 
 
 def test_needs_counts_the_weights_of_the_papers_models(capsys):
-    bench_gpu.needs(Namespace())
+    bench_needs.needs(Namespace(card=None))
     lines = capsys.readouterr().out.splitlines()
     assert sum("0.49 billion" in line for line in lines) == 3
     assert sum("1.24 billion" in line for line in lines) == 3
@@ -120,7 +120,28 @@ def test_needs_counts_the_weights_of_the_papers_models(capsys):
     assert float(row.split("|")[6]) == pytest.approx(cache / 1e9, abs=0.06)
 
 
+@pytest.mark.parametrize("card", [16, 24, 40, 80])
+def test_what_is_said_to_fit_fits(card, capsys):
+    """A round of Qwen2.5 with the printed flags stays below the card; with the way before, not."""
+    bench_needs.needs(Namespace(card=float(card)))
+    qwen = bench_needs.Needs("Qwen2.5-0.5B-Instruct", 512, 1024)
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "Qwen" in line]
+    ways = [way[0] for way in bench_needs.WAYS_TO_FIT]
+    for line, rollouts in zip(lines, (32, 256, 2048), strict=True):
+        chosen = ways.index(line[-1].removesuffix(" |"))
+        for i in range(max(0, chosen - 1), chosen + 1):
+            _, micro, checkpointing, has_reference = bench_needs.WAYS_TO_FIT[i]
+            fixed = (20 if has_reference else 18) * qwen.weights
+            rows = min(rollouts, 512, int(0.4 * (card * 1e9 - fixed) / 12288 / 1536))
+            # 12,288 bytes a token: 24 layers, 2 heads of 64, keys and values, two bytes each.
+            passes = qwen.kept(micro, checkpointing) + 2**30
+            peak = fixed + rows * 1536 * 12288 + max(passes, 4 * qwen.weights)
+            assert (peak <= 0.95 * card * 1e9) == (i == chosen)
+        assert float(line[-2]) == pytest.approx(peak / 1e9, abs=0.06)
+
+
 BAD_FLAGS = [
+    (["--card", "24"], "--card"),
     (["gpus"], "gpus"),
     (["--repeats", "0"], "--repeats"),
     (["--model", "nowhere"], "--model nowhere"),
