@@ -193,7 +193,10 @@ def evaluate_split(
 def kl_to_base(
     args: Namespace, state: TrainState, queries: list[data.Query], rollouts: list[rollout.Rollout]
 ) -> float:
-    """The mean k3 per token of the KL to the base model, on rollouts of the policy, in nats."""
+    """The mean k3 per token of the KL to the base model, on rollouts of the policy, in nats.
+
+    Both policies are at the temperature of the rollouts.
+    """
     base = state.load_base_model()
     prompts, completions = data.encode(state.tokenizer, queries), [one.tokens for one in rollouts]
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
@@ -201,8 +204,11 @@ def kl_to_base(
     with torch.no_grad():
         for rows in bandit.micro_batches(lengths, args.micro_tokens):
             pair = [prompts[i] for i in rows], [completions[i] for i in rows]
-            policy_logprobs = bandit.completion_logprobs(state.model, *pair)
-            distances.append(policy_logprobs - bandit.completion_logprobs(base, *pair))
+            policy_logprobs, base_logprobs = (
+                bandit.completion_logprobs(model, *pair, args.eval_temperature)
+                for model in (state.model, base)
+            )
+            distances.append(policy_logprobs - base_logprobs)
     return bandit.KL_ESTIMATORS["k3"](torch.cat(distances)).mean().item()
 
 
@@ -234,7 +240,9 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
             }
             for other, policy in policies.items():
                 with torch.no_grad():
-                    logprobs = bandit.completion_logprobs(policy, [prompt], [one.tokens])
+                    logprobs = bandit.completion_logprobs(
+                        policy, [prompt], [one.tokens], args.eval_temperature
+                    )
                 line[f"logprobs_{other}"] = [round(x, 4) for x in logprobs.tolist()]
             lines.append(line)
     return sorted(lines, key=lambda line: line["query"])
