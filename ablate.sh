@@ -10,6 +10,8 @@
 #                             print the commands, one a line, for GNU parallel or a Slurm array
 #   PRESET=paper ./ablate.sh  the paper's rungs, models, sets and learning rate; on 8 GPUs with
 #                             PYTHON="torchrun --nproc_per_node=8"
+#   PRESET=smollm2 ./ablate.sh
+#                             the rung laptop: SmolLM2-135M-Instruct on tiny-sums, on a CPU
 #
 # These variables override the defaults: MODEL, DATA and SEEDS (lists, as in SEEDS="0 1"), ROUNDS,
 # LR, JOBS (runs at a time), OUT (the folder), PYTHON, and FLAGS (added to every command).
@@ -39,6 +41,19 @@ allenai/OLMo-2-0425-1B-Instruct}
     set -- baseline advantage rollouts batch split window
   fi
 fi
+always=baseline  # the rung that comes with any other
+if [ "${PRESET:-}" = smollm2 ]; then
+  MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
+  DATA=${DATA:-tiny-sums}
+  LR=${LR:-1e-5}
+  ROUNDS=${ROUNDS:-12}
+  FLAGS="--levels 1 2 --temperature 0.5 --eval-temperature 0.5 --kl 0 --max-new-tokens 64 \
+--eval-limit 48 --eval-samples 1 ${FLAGS:-}"
+  always=
+  if [ $# = 0 ]; then
+    set -- laptop
+  fi
+fi
 if [ "${1:-}" = full ]; then
   MODEL=${MODEL:-tiny-qwen2 tiny-llama tiny-olmo2}
   DATA=${DATA:-tiny-gsm tiny-math}
@@ -62,6 +77,7 @@ signs="--right-reward 1 --wrong-reward -1"
 # A single word begins a rung. Every other line is a setting: a mark, a name, the flags it changes.
 #   *  part of the teaching selection
 #   r  on real sets only: the tiny ones have too few queries for its batch
+#   s  only if its rung is named, as PRESET=smollm2 does
 #   =  not run, because by algebra it is the same as another setting
 plan() {
   cat <<END
@@ -135,6 +151,14 @@ neighbours
   kl-k1         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k1
   kl-k2         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k2
   kl-k3         --rollouts 8 --advantage group --kl 0.01 --kl-estimator k3
+laptop
+s 32x1          --rounds $((2 * ROUNDS))
+s 64x1          --batch-size 64
+s 64x1-mean     --batch-size 64 --advantage batch-centered
+s 8x8-raw       --batch-size 8 --rollouts 8
+s 8x8           --batch-size 8 --rollouts 8 --advantage group
+s 8x1+7         --batch-size 8 --advantage group --baseline-rollouts 7
+s 256x1         --batch-size 256
 END
 }
 
@@ -144,7 +168,7 @@ chosen() {
   plan | while read -r -a words; do
     mark=
     case "${words[0]}" in
-      "*" | r | =)
+      "*" | r | s | =)
         mark=${words[0]}
         words=("${words[@]:1}")
         ;;
@@ -154,11 +178,12 @@ chosen() {
       continue
     fi
     if [ "$mark" = "=" ]; then continue; fi
+    if [ "$mark" = s ] && [[ " $* " != *" laptop "* ]]; then continue; fi
     if [ "$mark" = r ] && [[ $DATA == *tiny-* ]]; then continue; fi
     if [ $# = 0 ]; then
       if [ "$mark" != "*" ]; then continue; fi
     elif [ "$1" != full ]; then
-      if [[ " baseline $* " != *" $rung "* ]]; then continue; fi
+      if [[ " $always $* " != *" $rung "* ]]; then continue; fi
     fi
     printf '%s\t%s\t%s\n' "$rung" "${words[0]}" "${words[*]:1}"
   done
@@ -214,7 +239,7 @@ run() {
   echo "$((now)) of $((total)) runs finished, about $left min left: ${folder#"$OUT"/}"
 }
 
-rungs=$(plan | grep -v '^[*= ]\|^r ' | tr '\n' ' ')
+rungs=$(plan | grep -v '^[*= ]\|^[rs] ' | tr '\n' ' ')
 for rung in "$@"; do
   if [[ " full $rungs" != *" $rung "* ]]; then
     echo "ablate.sh: $rung is no rung; there are: full $rungs" >&2

@@ -91,6 +91,22 @@ def test_the_papers_preset():
     assert windows == {(64, 4), (128, 2), (256, 1), (512, 1), (1024, 1), (2048, 1)}
 
 
+def test_the_preset_of_a_real_model_on_a_laptop():
+    """Settings of 64 rollouts a round; the raw 32 x 1 has as many rollouts in all."""
+    runs = parsed(listed(PRESET="smollm2", SEEDS="0", FLAGS="--queries 300"))
+    assert {(args.model, args.data, args.temperature, args.eval_temperature, args.queries)
+            for args in runs} == {
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny-sums", 0.5, 0.5, 300)}  # fmt: skip
+    sizes = {
+        args.out.parts[-2]:
+            args.rounds * args.batch_size * (args.rollouts + args.baseline_rollouts)
+        for args in runs
+    }  # fmt: skip
+    assert sizes.pop("256x1") == 4 * 768
+    assert set(sizes.values()) == {768}
+    assert set(sizes) == {"32x1", "64x1", "64x1-mean", "8x8-raw", "8x8", "8x1+7"}
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
