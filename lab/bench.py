@@ -3,6 +3,7 @@
     python -m lab.bench              # the table; about two minutes on two cores
     python -m lab.bench tricks       # what each trick of rollout.py brings (bench_sampler.py)
     python -m lab.bench verifier     # time and accuracy of reward.py (bench_verifier.py)
+    python -m lab.bench dtype        # whether bfloat16 pays on this CPU (bench_dtype.py)
     python -m lab.bench gpu          # the sampler and a round on a GPU (bench_gpu.py)
     python -m lab.bench needs        # calculated: memory and time of the paper's models on an H100
     python -m lab.bench needs --card 24   # which flags they need to fit into 24 GB
@@ -21,6 +22,7 @@ import torch
 
 from infra.flags import FlagParser, above, at_least
 from infra.run_folder import write_json
+from lab.bench_dtype import dtype
 from lab.bench_gpu import gpu
 from lab.bench_needs import needs
 from lab.bench_peers import against_generate, against_math_verify, against_trl
@@ -64,7 +66,10 @@ def table(flags: Namespace) -> None:
         write_json(Path(flags.json), figures)
 
 
-SECTIONS = {"table": table, "tricks": tricks, "verifier": verifier, "gpu": gpu, "needs": needs}
+SECTIONS = {
+    "table": table, "tricks": tricks, "verifier": verifier, "dtype": dtype, "gpu": gpu,
+    "needs": needs,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -24,7 +24,16 @@ import evaluate
 import reward
 import rollout
 from infra import models
-from lab.bench_timing import CAP, WORKLOADS, Setup, Workload, load_setup, seconds, time_in_turn
+from lab.bench_timing import (
+    CAP,
+    LARGE_WORKLOADS,
+    WORKLOADS,
+    Setup,
+    Workload,
+    load_setup,
+    seconds,
+    time_in_turn,
+)
 from lab.bench_verifier import boxed, load_math_verify, verdict_times
 
 BATCH_SIZES = (32, 64, 128, 256)  # of generate; each workload takes the fastest
@@ -46,7 +55,8 @@ class Comparison(NamedTuple):
 def against_generate(flags: Namespace) -> Iterator[Comparison]:
     """The sampler against model.generate, in seconds a token."""
     setup = load_setup(flags)
-    for name, workload in WORKLOADS.items():
+    workloads = WORKLOADS if models.is_tiny(flags.model) else LARGE_WORKLOADS
+    for name, workload in workloads.items():
         yield compare_with_generate(f"generate_{name}", setup, workload, flags.repeats)
 
 

@@ -29,6 +29,8 @@ WORKLOADS = {
     "set": Workload(1024, 1, calls=1),
 }
 
+LARGE_WORKLOADS = {"64x1": Workload(64, 1, calls=1)}  # of a model that is not tiny
+
 
 class Setup(NamedTuple):
     model: PreTrainedModel

@@ -14,7 +14,7 @@ from helpers import ROOT
 import data
 import rollout
 from infra import models
-from lab import bench, bench_gpu, bench_needs, bench_sampler, bench_timing
+from lab import bench, bench_dtype, bench_gpu, bench_needs, bench_sampler, bench_timing
 from lab.bench_peers import generate
 from lab.bench_timing import CAP, Ratio, Workload
 
@@ -107,6 +107,13 @@ def test_the_gpu_section_on_a_small_shape(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-3:]] == ["generate", "rollout.py", "a"]
     assert lines[-1].startswith("a round of 2 x 2: sampling")
+
+
+def test_both_formats_are_timed(capsys):
+    bench_dtype.dtype(Namespace(model="tiny-qwen2", data="tiny-gsm", repeats=1, threads=1))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "1 thread(s)" in head and len(lines) == 2
+    assert all(float(RATIO.search(line)[0].split()[0]) > 0 for line in lines)
 
 
 def test_needs_counts_the_weights_of_the_papers_models(capsys):
