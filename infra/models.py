@@ -32,6 +32,7 @@ def load(
     dtype: of the weights.
     Raises ValueError, in one sentence, for a model that does not exist or cannot be served.
     """
+    report: dict = {}
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # it would be drawn between our own bars
     path = str(TINY / name.removeprefix("tiny-")) if name in TINY_MODELS else name
@@ -42,9 +43,17 @@ def load(
             model, tokenizer = copy.deepcopy(load_gguf(Path(path)))
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, **OPTIONS)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, **OPTIONS
+            )
     except Exception as error:  # missing folder, damaged file, unknown architecture, no network
         raise ValueError(loading_problem(name, error)) from None
+    if missing := sorted(report.get("missing_keys", [])):  # they would be random numbers
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ValueError(
+            f"--model {name}: its files lack the weights {missing[0]}{others} of a "
+            f"{type(model).__name__}"
+        )
     check_architecture(name, model)
     # model.to(dtype) would also round the rotary frequencies, so only parameters are converted.
     for parameter in model.parameters():

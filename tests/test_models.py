@@ -1,16 +1,20 @@
 """Loading models: those of the hub with all their peculiarities, and those that are refused."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import NAMES, ROOT, ROUND_COMPLETIONS, ROUND_PROMPTS, small_run_flags
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
     Olmo2Config,
@@ -165,6 +169,25 @@ def test_models_that_the_cache_cannot_serve_are_refused(tmp_path, model_class, c
     else:
         with pytest.raises(ValueError, match=message):
             models.load(str(tmp_path), "cpu")
+
+
+def test_weights_that_are_missing_are_an_error(checkpoint, tmp_path):
+    """transformers would fill them with random numbers, other ones at each load, and train on."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "torn")
+    weights = load_file(tmp_path / "torn" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "torn" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"torn: its files lack the weights model\.layers\.1\.mlp"):
+        models.load(str(tmp_path / "torn"))
+
+
+def test_a_classifier_has_no_head_to_sample_from(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("llama"), tmp_path / "classifier")
+    config = AutoConfig.from_pretrained(checkpoint("llama"))
+    config.pad_token_id, config.tie_word_embeddings = 0, False
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match="lack the weights lm_head"):
+        models.load(str(tmp_path / "classifier"))
 
 
 def test_logits_that_are_not_the_heads_are_refused(checkpoint):
