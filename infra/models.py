@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
 from infra.rows import TINY
@@ -150,6 +151,21 @@ def check_head(model: PreTrainedModel) -> None:
         raise ValueError(f"this architecture is not served: {kind}: {error}") from None
     if not same:
         raise ValueError("this model changes its logits after its head, which the loss would miss")
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Gradient checkpointing without dropout.
+
+    The layers recompute in train mode only, so they are in it, and everything else is in eval mode.
+    Some layers (OPT's) apply dropout themselves, at a rate of their own: it becomes 0.
+    """
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        module.training = isinstance(module, GradientCheckpointingLayer)
+        if module.training:
+            for name in [name for name in vars(module) if "dropout" in name]:
+                if isinstance(getattr(module, name), float):
+                    setattr(module, name, 0.0)
 
 
 def is_tiny(name: str) -> bool:

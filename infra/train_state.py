@@ -7,7 +7,6 @@ A run that was killed and resumed equals one that was never stopped: seeds deriv
 import argparse
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from infra import checkpoint, curve, distributed, memory, models, optimizer
 from infra.run_folder import (
@@ -50,10 +49,7 @@ class TrainState:
         models.set_threads(self.model, args.threads)
         models.check_head(self.model)
         if args.gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-            # These layers recompute in train mode only; everything else stays in eval mode.
-            for module in self.model.modules():
-                module.training = isinstance(module, GradientCheckpointingLayer)
+            models.recompute_layers(self.model)
         self.dtype = getattr(torch, args.dtype) if args.dtype else models.compute_dtype()
         self.masters = optimizer.MasterWeights(self.model, self.dtype)
         self.optimizer = optimizer.adamw(self.masters, args.lr, args.weight_decay)

@@ -19,6 +19,8 @@ from transformers import (
     MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -26,6 +28,7 @@ from transformers import (
 import data
 import rollout
 import train
+from bandit import completion_logprobs
 from infra import models
 from infra.checkpoint import load_newest
 
@@ -188,6 +191,20 @@ def test_a_classifier_has_no_head_to_sample_from(checkpoint, tmp_path):
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match="lack the weights lm_head"):
         models.load(str(tmp_path / "classifier"))
+
+
+def test_recomputed_layers_have_no_dropout():
+    """OPT's layers call dropout themselves, with the mode that recomputing needs."""
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(
+        vocab_size=512, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, dropout=0.5, init_std=0.3,
+    )).eval()  # fmt: skip
+    expected = completion_logprobs(model, ROUND_PROMPTS, ROUND_COMPLETIONS)
+    models.recompute_layers(model)
+    found = completion_logprobs(model, ROUND_PROMPTS, ROUND_COMPLETIONS)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert any(module.training for module in model.modules())
 
 
 def test_logits_that_are_not_the_heads_are_refused(checkpoint):
