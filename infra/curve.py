@@ -17,7 +17,12 @@ COLORS = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E
 QUESTIONS_SHOWN = 2  # in the account, each with a completion before and one after
 
 
-def smooth(values: list[float], width: int = 20) -> np.ndarray:
+def smoothing_width(values: list[float]) -> int:
+    """Over how many rounds a figure averages: 20, or a third of a shorter run."""
+    return max(1, min(20, len(values) // 3))
+
+
+def smooth(values: list[float], width: int) -> np.ndarray:
     """Running mean over the last `width` values."""
     sums = np.concatenate([[0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
@@ -37,9 +42,9 @@ def draw_curve(folder: Path | str) -> None:
     draw_accuracy(left, metrics, evals, config.get("eval_temperature", 1.0))
     draw_diagnostics(right, metrics)
     left.set_title(
-        f"{config['model']} on {config['data']}: {config['batch_size']} queries x "
+        f"{Path(config['model']).name} on {config['data']}: {config['batch_size']} queries x "
         f"{config['rollouts']} rollouts, advantage {config['advantage']}, seed {config['seed']}",
-        fontsize=9,
+        fontsize=9, loc="left",
     )
     figure.savefig(folder / "curve.png", dpi=130)
     plt.close(figure)
@@ -55,13 +60,15 @@ def draw_accuracy(
     at = "" if temperature == 1 else f" at temperature {temperature:g}"
     rounds = [line["round"] for line in metrics]
     accuracy = [line["accuracy"] for line in metrics]
+    width = smoothing_width(accuracy)
     axes.plot(
         rounds, accuracy, color=GREY, alpha=0.35, linewidth=0.8,
         label="rollouts judged right, each round",
     )  # fmt: skip
     axes.plot(
-        rounds, smooth(accuracy), color=GREY, linewidth=2, label="the same, mean of 20 rounds"
-    )
+        rounds, smooth(accuracy, width), color=GREY, linewidth=2,
+        label=f"the same, mean of {width} rounds",
+    )  # fmt: skip
     for split, color, marker in (("train", BLUE, "o"), ("test", ORANGE, "s")):
         lines = [line for line in evals if line["split"] == split]
         axes.errorbar(
@@ -76,21 +83,21 @@ def draw_accuracy(
 
 
 def draw_diagnostics(axes: plt.Axes, metrics: list[dict]) -> None:
-    """Format, correctness, truncation and entropy, each as a running mean of 20 rounds."""
+    """Format, correctness, truncation and entropy, each as a running mean."""
     rounds = [line["round"] for line in metrics]
+    width = smoothing_width(rounds)
 
-    def draw(values: list[float], label: str, color: str, style: str, width: float = 2) -> None:
-        axes.plot(
-            rounds, smooth(values), color=color, linestyle=style, linewidth=width, label=label
-        )
+    def draw(values: list[float], label: str, color: str, style: str, thick: float = 2) -> None:
+        means = smooth(values, width)
+        axes.plot(rounds, means, color=color, linestyle=style, linewidth=thick, label=label)
 
     draw([line["in_format"] for line in metrics], "answers in the asked format", GREEN, "-")
     among = [line["accuracy_in_format"] or 0 for line in metrics]
     draw(among, "right among those", BLUE, "--")
     draw([line["truncated"] for line in metrics], "truncated by length", ORANGE, ":")
     entropy = [line["entropy"] for line in metrics]
-    draw(entropy, "entropy per token (nats)", "black", "-.", width=1)
-    axes.set(xlabel="round", ylabel="share, or nats", title="mean of 20 rounds")
+    draw(entropy, "entropy per token (nats)", "black", "-.", thick=1)
+    axes.set(xlabel="round", ylabel="share, or nats", title=f"mean of {width} rounds")
     axes.set_ylim(bottom=0)
     axes.legend(loc="best", fontsize=8)
 
