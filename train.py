@@ -206,8 +206,7 @@ def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterat
         while True:
             is_last = state.round == args.rounds
             before_or_after = is_last or state.round == 0
-            is_due = before_or_after or args.eval_every and state.round % args.eval_every == 0
-            if is_due and state.evaluated < state.round:
+            if ahead.evaluation_size(state.round) and state.evaluated < state.round:
                 with ahead.evaluation(state.round):
                     evaluate.evaluate_run(args, state, sets, before_or_after)
             stop = state.stop.is_set()
