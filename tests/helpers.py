@@ -110,6 +110,7 @@ def small_run_flags(
         "--max-new-tokens": 6,
         "--eval-samples": 2,
         "--lr": 0.001,
+        "--dtype": "float32",
     }
     return [str(word) for item in settings.items() for word in item] + list(flags)
 
