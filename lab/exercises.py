@@ -26,9 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infra import flags
+from infra import flags, intervals
 from infra.run_folder import read_lines, write_json
-from lab import report
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "course" / "exercises.md"
@@ -271,7 +270,7 @@ def difference_line(label: str, values: list[float]) -> list[str]:
     """One line: the mean of differences over seeds with its interval; none for a single seed."""
     if len(values) < 2:
         return []
-    mean, half = report.t_interval(values)
+    mean, half = intervals.t_interval(values)
     single = ", ".join(f"{value:+.3f}" for value in values)
     seeds = seeds_for(np.std(values, ddof=1))
     return [f"- {label}: {mean:+.3f} ± {half:.3f} ({single}; {seeds} seeds for ± 0.02)"]
@@ -285,7 +284,7 @@ def seeds_for(spread: float, wanted: float = 0.02) -> int:
     for n in range(2, 10_000):
         values = np.resize([-1.0, 1.0], n)
         # Of values with standard deviation 1, half the interval is t / sqrt(n).
-        _, half = report.t_interval(values / values.std(ddof=1))
+        _, half = intervals.t_interval(values / values.std(ddof=1))
         if half * spread <= wanted:
             return n
     raise ValueError(f"a spread of {spread} would take more than 10,000 seeds")

@@ -14,7 +14,7 @@ import csv
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ import numpy as np
 
 from infra.curve import account, draw_curve
 from infra.flags import FlagParser
+from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
 from infra.run_folder import read_lines
+from lab.forest import draw_forest
 from lab.report_runs import BASELINE, LONG, PlanLine, Run, Runs, draw_settings, read_pair
 
 QUESTIONS_SHOWN = 2  # in the samples of a setting
@@ -35,34 +37,7 @@ DIRECT = [  # two settings that differ in one thing; neither is the baseline
 ]
 
 
-# --- intervals ------------------------------------------------------------------------------------
-
-# Student's t, two-sided 95 %, by degrees of freedom from 1.
-T95 = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-]  # fmt: skip
-
-
-class Interval(NamedTuple):
-    mean: float
-    half: float  # half of the width
-
-
-def t_interval(differences: Sequence[float]) -> Interval:
-    """Equation (11): the mean of one difference a seed, and its 95 % interval.
-
-    The width is nan for a single seed. Without any, the mean is nan too.
-    """
-    values = np.asarray(differences, dtype=float)
-    if len(values) == 0:
-        return Interval(np.nan, np.nan)
-    if len(values) == 1:
-        return Interval(values[0], np.nan)
-    freedom = len(values) - 1
-    # Beyond the table, an approximation that tends to the normal's 1.96.
-    t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.4 / freedom
-    return Interval(values.mean(), t * values.std(ddof=1) / len(values) ** 0.5)
+# --- intervals in words ---------------------------------------------------------------------------
 
 
 def interval_text(interval: Interval) -> str:
@@ -86,21 +61,28 @@ def direction(interval: Interval) -> str:
 # --- comparing runs -------------------------------------------------------------------------------
 
 
-def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
-    """The interval of setting - base in pass@1, over the seeds that both have.
+def differences(
+    runs: Runs, setting: str, base: str, split: str, axis: str = "rounds"
+) -> list[float]:
+    """setting - base in pass@1, for each seed that both have.
 
     axis: what is equal for the two, "rounds", "rollouts" or "seconds". They are compared where the
         shorter of the two ends.
     """
-    differences = []
+    found = []
     for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
         one, other = runs[setting][seed], runs[base][seed]
         place = min(one.axes[axis][-1], other.axes[axis][-1])
         # Before its first evaluation after round 0, a run has no curve to read.
         if place >= max(one.axes[axis][1], other.axes[axis][1]):
             value = pass_at_1(one, split, axis, place)
-            differences.append(value - pass_at_1(other, split, axis, place))
-    return t_interval(differences)
+            found.append(value - pass_at_1(other, split, axis, place))
+    return found
+
+
+def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
+    """The interval of these differences."""
+    return t_interval(differences(runs, setting, base, split, axis))
 
 
 def pass_at_1(run: Run, split: str, axis: str, place: float) -> float:
@@ -145,6 +127,12 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
             return ""
         return interval_text(gain(runs, setting, base, split, axis))
 
+    greedy = ""
+    if all("test_greedy_before" in run.summary for run in seeds):
+        greedy = f"{mean('test_greedy_before')} → {mean('test_greedy_after')}"
+    tenth = max(1, len(seeds[0].entropy) // 10)  # rounds
+    entropy_before = np.mean([run.entropy[:tenth] for run in seeds])
+    entropy_after = np.mean([run.entropy[-tenth:] for run in seeds])
     key = pass_at_k_key(seeds[0].summary)
     pass_at_k = f"{mean(key + '_before')} → {mean(key + '_after')}" if key else ""
     best_at = np.median([one.round for one in best])
@@ -155,8 +143,11 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "train pass@1": mean("train_pass@1_after"),
         "test pass@1": mean("test_pass@1_after"),
         "gain, train, equal rounds": gain_text(BASELINE, "train", "rounds"),
+        "gain, train, equal rollouts": gain_text(long, "train", "rollouts"),
         "gain, test, equal rounds": gain_text(BASELINE, "test", "rounds"),
         "gain, test, equal rollouts": gain_text(long, "test", "rollouts"),
+        "test greedy": greedy,
+        "entropy": f"{entropy_before:.2f} → {entropy_after:.2f}",
         key.replace("_", " ") if key else "test pass@k": pass_at_k,
         "best round": f"{best_at:.0f}: {best_value:.3f}",
         "collapsed": f"{sum(one.collapsed for one in best)} of {len(best)}",
@@ -191,11 +182,63 @@ def differences_in_words(runs: Runs, settings: list[str]) -> str:
         "unknown": "with too few seeds to say",
     }
     found = {kind: [] for kind in words}
+    compared = {}
     for setting in settings:
         if setting not in (BASELINE, LONG):
-            found[direction(gain(runs, setting, BASELINE, "test"))].append(setting)
+            values = differences(runs, setting, BASELINE, "test")
+            kind = direction(t_interval(values))
+            found[kind].append(setting)
+            if kind != "unknown":
+                compared[setting] = p_value(values)
     parts = [f"{words[kind]}: {', '.join(names)}" for kind, names in found.items() if names]
-    return f"On the test set, at equal rounds, {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    sentence = f"On the test set, at equal rounds, {'; '.join(parts)}."
+    if len(compared) > 1:
+        sentence += f" {holm_in_words(compared)}"
+    return sentence
+
+
+def holm_in_words(p_values: dict[str, float]) -> str:
+    """Which findings of a rung remain when all its comparisons are made at once."""
+    adjusted = holm(list(p_values.values()))
+    kept = [name for name, value in zip(p_values, adjusted, strict=True) if value < LEVEL]
+    return (
+        f"With Holm's correction for {len(p_values)} comparisons these differ: "
+        f"{', '.join(kept) or 'none'}."
+    )
+
+
+def odd_seeds_in_words(runs: Runs, settings: list[str]) -> list[str]:
+    """Settings of which one seed does not look like the others, so that intervals mislead."""
+    sentences = []
+    for setting in settings:
+        ends = {seed: run.summary["test_pass@1_after"] for seed, run in runs[setting].items()}
+        index = odd_seed(list(ends.values()))
+        if index is not None:
+            seed = list(ends)[index]
+            sentences.append(
+                f"Seed {seed} of {setting} does not look like its others ({ends[seed]:.3f}): the "
+                "intervals of this setting say less than 95 %."
+            )
+    return sentences
+
+
+def direct_in_words(runs: Runs) -> list[str]:
+    """The paired differences between settings of which neither is the baseline."""
+    found = {
+        f"{one} - {other}": (differences(runs, one, other, "test"), why)
+        for one, other, why in DIRECT
+        if one in runs and other in runs
+    }
+    lines = [
+        f"- {pair} on the test set: {interval_text(t_interval(values))} ({why})"
+        for pair, (values, why) in found.items()
+    ]
+    p_values = {pair: p_value(values) for pair, (values, _) in found.items() if len(values) > 1}
+    if len(p_values) > 1:
+        lines += ["", holm_in_words(p_values)]
+    return lines
 
 
 def rates_in_words(runs: Runs) -> list[str]:
@@ -276,6 +319,7 @@ def write_report(folder: Path, out: Path) -> Path:
     title = ["# Report of the experiment pipeline", ""]
     (out / "report.md").write_text("\n".join(title + pairs_section(pairs, plan) + text) + "\n")
     write_table(out / "table.csv", table)
+    draw_forest([out / "table.csv"], out / "forest.png")
     return out / "report.md"
 
 
@@ -304,7 +348,8 @@ HOW_TO_READ = (
     "the baseline that went on for eight times the rounds, where the shorter of the two ends, if "
     "both had been evaluated by then; extra rollouts are counted. Best round: chosen on half of "
     "the test queries, pass@1 on the other half. train pass@1 is on the queries trained on, which "
-    "`--queries` and `--levels` choose."
+    "`--queries` and `--levels` choose. Entropy: nats a token, of the rollouts of the first and of "
+    "the last tenth of the rounds."
 )
 
 
@@ -323,14 +368,10 @@ def rung_section(
     draw_settings(runs, settings, out / figure, f"{pair}, {rung}")
     text = [f"### {rung}", "", *markdown_table(rows), ""]
     text += [f"`{line.setting}`: `{line.flags or 'the defaults'}`  " for line in lines]
-    text += ["", differences_in_words(runs, settings), ""]
+    text += ["", differences_in_words(runs, settings), "", *odd_seeds_in_words(runs, settings), ""]
     text += [f"![learning curves of the rung {rung}]({figure})", ""]
     if rung == "controls":
-        for one, other, why in DIRECT:
-            if one in runs and other in runs:
-                difference = interval_text(gain(runs, one, other, "test"))
-                text.append(f"- {one} - {other} on the test set: {difference} ({why})")
-        text.append("")
+        text += [*direct_in_words(runs), ""]
     if rung == "rate":
         text += [*rates_in_words(runs), ""]
     return text, rows

@@ -28,6 +28,7 @@ class Run(NamedTuple):
     axes: dict[str, np.ndarray]  # "rounds", "rollouts" and "seconds" before the evaluation
     pass_at_1: dict[str, np.ndarray]  # by split
     right: dict[str, np.ndarray]  # by split, [evaluations, queries] of 0 and 1
+    entropy: np.ndarray  # of the rollouts of each round, nats a token
 
 
 Runs = dict[str, dict[int, Run]]  # by setting and seed
@@ -65,7 +66,8 @@ def read_run(folder: Path) -> Run:
         }
         pass_at_1 = {split: column(lines[split], "pass@1") for split in SPLITS}
         right = {split: column(lines[split], "right") for split in SPLITS}
-        return Run(folder, config, summary, axes, pass_at_1, right)
+        entropy = column(metrics, "entropy")
+        return Run(folder, config, summary, axes, pass_at_1, right, entropy)
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: {type(error).__name__}: {error}") from None
 

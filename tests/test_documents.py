@@ -197,7 +197,8 @@ def test_the_minutes_of_the_map_are_honest():
 
 # --- the lecture and the tables of code -----------------------------------------------------------
 
-NAME = re.compile(r"`((?:lab\.)?(?:bandit|evaluate|rollout|tabular|report|probe)\.(?!py\b)\w+)`")
+MODULES = "bandit|evaluate|rollout|tabular|report|probe|intervals"
+NAME = re.compile(rf"`((?:lab\.|infra\.)?(?:{MODULES})\.(?!py\b)\w+)`")
 
 
 def description(name: str) -> str:
