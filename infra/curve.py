@@ -121,6 +121,12 @@ def before_and_after(evals: list[dict]) -> dict:
     return summary
 
 
+def first_and_last(values: list[float]) -> tuple[float, float]:
+    """The means over the first and over the last tenth of the rounds."""
+    tenth = max(1, len(values) // 10)
+    return float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))
+
+
 # --- the account in words -------------------------------------------------------------------------
 
 
@@ -139,6 +145,7 @@ def account(folder: Path | str) -> str:
         "",
         *(gain_in_words(split, summary, evals) for split in ("train", "test")),
         split_in_words(summary),
+        *sharpening_in_words(summary, read_lines(folder / "metrics.jsonl")),
         *pass_at_k_in_words(summary),
         f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "
         f"({summary['regret']:,} of them wrong), {summary['seconds']:.0f} s. "
@@ -193,6 +200,27 @@ def split_in_words(summary: dict) -> str:
         f"format makes {format_part:+.3f} of the gain, correctness {correctness_part:+.3f} "
         "(a description, not a cause)."
     )
+
+
+def sharpening_in_words(summary: dict, metrics: list[dict]) -> list[str]:
+    """Whether the policy's likeliest completions became right, or it only says them more often."""
+    names = [f"test_greedy_{when}{part}" for part in ("", "_se") for when in ("before", "after")]
+    if any(summary.get(name) is None for name in names) or not metrics:
+        return []
+    before, after, error_before, error_after = (summary[name] for name in names)
+    error = (error_before**2 + error_after**2) ** 0.5
+    entropy_before, entropy_after = first_and_last([line["entropy"] for line in metrics])
+    if after - before > 2 * error:
+        verdict = "The likeliest completions became right, so this is more than sharpening"
+    elif summary["test_pass@1_after"] - summary["test_pass@1_before"] > 2 * error:
+        verdict = "The likeliest completions are as good as before, so this is sharpening"
+    else:
+        verdict = "Neither changed by more than the noise"
+    return [
+        f"test greedy: {before:.3f}{plus_minus(error_before)} -> {after:.3f}"
+        f"{plus_minus(error_after)}, entropy {entropy_before:.2f} -> {entropy_after:.2f} nats a "
+        f"token. {verdict}."
+    ]
 
 
 def pass_at_k_in_words(summary: dict) -> list[str]:

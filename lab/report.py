@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infra.curve import account, draw_curve
+from infra.curve import account, draw_curve, first_and_last
 from infra.flags import FlagParser
 from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
 from infra.run_folder import read_lines
@@ -130,9 +130,7 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
     greedy = ""
     if all("test_greedy_before" in run.summary for run in seeds):
         greedy = f"{mean('test_greedy_before')} → {mean('test_greedy_after')}"
-    tenth = max(1, len(seeds[0].entropy) // 10)  # rounds
-    entropy_before = np.mean([run.entropy[:tenth] for run in seeds])
-    entropy_after = np.mean([run.entropy[-tenth:] for run in seeds])
+    entropies = np.mean([first_and_last(run.entropy) for run in seeds], axis=0)
     key = pass_at_k_key(seeds[0].summary)
     pass_at_k = f"{mean(key + '_before')} → {mean(key + '_after')}" if key else ""
     best_at = np.median([one.round for one in best])
@@ -147,7 +145,7 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "gain, test, equal rounds": gain_text(BASELINE, "test", "rounds"),
         "gain, test, equal rollouts": gain_text(long, "test", "rollouts"),
         "test greedy": greedy,
-        "entropy": f"{entropy_before:.2f} → {entropy_after:.2f}",
+        "entropy": "{:.2f} → {:.2f}".format(*entropies),
         key.replace("_", " ") if key else "test pass@k": pass_at_k,
         "best round": f"{best_at:.0f}: {best_value:.3f}",
         "collapsed": f"{sum(one.collapsed for one in best)} of {len(best)}",
