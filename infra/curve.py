@@ -9,6 +9,7 @@ matplotlib.use("Agg")  # draw into files only, so no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from infra.intervals import wilson  # noqa: E402
 from infra.run_folder import read_lines  # noqa: E402
 
 # Okabe and Ito's colours, which stay distinct for colour-blind readers and in print.
@@ -140,13 +141,15 @@ def account(folder: Path | str) -> str:
     folder = Path(folder)
     summary = json.loads((folder / "summary.json").read_text())
     evals = read_lines(folder / "evals.jsonl")
+    config = json.loads((folder / "config.json").read_text())
+    queries = min(config["eval_queries"], len(evals[-1]["right"]))  # of pass@k
     lines = [
         *examples_in_words(read_lines(folder / "samples.jsonl")),
         "",
         *(gain_in_words(split, summary, evals) for split in ("train", "test")),
         split_in_words(summary),
         *sharpening_in_words(summary, read_lines(folder / "metrics.jsonl")),
-        *pass_at_k_in_words(summary),
+        *pass_at_k_in_words(summary, queries),
         f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "
         f"({summary['regret']:,} of them wrong), {summary['seconds']:.0f} s. "
         f"Curve, metrics, samples and the model: {folder}/",
@@ -223,8 +226,18 @@ def sharpening_in_words(summary: dict, metrics: list[dict]) -> list[str]:
     ]
 
 
-def pass_at_k_in_words(summary: dict) -> list[str]:
-    """pass@k before and after, if the run measured it, with what it tells."""
+def share_in_words(share: float, error: float | None, count: int) -> str:
+    """A share of `count` queries with its error; of 0 and 1 the bound of Wilson's interval."""
+    low, high = wilson(share, count)
+    if share == 1:
+        return f"{share:.3f} (95 %: at least {low:.3f})"
+    if share == 0:
+        return f"{share:.3f} (95 %: at most {high:.3f})"
+    return f"{share:.3f}{plus_minus(error)}"
+
+
+def pass_at_k_in_words(summary: dict, queries: int) -> list[str]:
+    """pass@k of `queries` queries before and after, if the run measured it, and what it tells."""
     lines = []
     for key in summary:
         name = key.removeprefix("test_").removesuffix("_before")
@@ -233,13 +246,13 @@ def pass_at_k_in_words(summary: dict) -> list[str]:
             continue
         if f"test_{name}_after" not in summary:  # the last evaluation was one on the way
             continue
-        before, after = summary[f"test_{name}_before"], summary[f"test_{name}_after"]
-        error_before = summary[f"test_{name}_before_se"]
-        error_after = summary[f"test_{name}_after_se"]
+        before, after = (
+            share_in_words(summary[f"test_{name}_{when}"], summary[f"test_{name}_{when}_se"], queries)
+            for when in ("before", "after")
+        )
         tries = name.removeprefix("pass@")
         lines.append(
-            f" test {name}: {before:.3f}{plus_minus(error_before)} -> "
-            f"{after:.3f}{plus_minus(error_after)}. What the base solves in {tries} tries can be "
+            f" test {name}: {before} -> {after}. What the base solves in {tries} tries can be "
             "sharpened into one; a rise here comes from queries that it solved rarely or never"
         )
     return lines
