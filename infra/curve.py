@@ -246,9 +246,9 @@ def pass_at_k_in_words(summary: dict, queries: int) -> list[str]:
             continue
         if f"test_{name}_after" not in summary:  # the last evaluation was one on the way
             continue
+        keys = f"test_{name}_before", f"test_{name}_after"
         before, after = (
-            share_in_words(summary[f"test_{name}_{when}"], summary[f"test_{name}_{when}_se"], queries)
-            for when in ("before", "after")
+            share_in_words(summary[key], summary[f"{key}_se"], queries) for key in keys
         )
         tries = name.removeprefix("pass@")
         lines.append(

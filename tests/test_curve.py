@@ -91,7 +91,8 @@ def test_pass_at_k_in_words():
     (words,) = curve.pass_at_k_in_words(summary, 64)
     assert "test pass@4: 0.600 ± 0.030 -> 0.700 ± 0.050" in words
     assert "in 4 tries" in words
-    assert curve.pass_at_k_in_words({"test_pass@1_before": 0.1, "test_greedy_before": 0.2}, 64) == []
+    others = {"test_pass@1_before": 0.1, "test_greedy_before": 0.2}
+    assert curve.pass_at_k_in_words(others, 64) == []
     # 64 of 64 have no standard error: Wilson's bound is 64 / (64 + 1.96 ** 2).
     (words,) = curve.pass_at_k_in_words(summary | {"test_pass@4_after": 1.0}, 64)
     assert "0.600 ± 0.030 -> 1.000 (95 %: at least 0.943)" in words
