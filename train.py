@@ -86,7 +86,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag = parser.add_argument_group("rewards and advantages").add_argument
     flag("--right-reward", type=finite, default=1.0, help="reward of a right answer")
     flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion")
-    flag("--advantage", default="reward", choices=bandit.ADVANTAGES, metavar="NAME",
+    flag("--advantage", default="reward", type=bandit.row_name, choices=bandit.ADVANTAGES,
+         metavar="NAME",
          help=formulas.replace("%", "%%"))
     flag("--window", type=whole, default=0,
          help="for --advantage window and window-mean: rewards remembered per query (paper: 8)")
@@ -184,7 +185,8 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
             keys = [query.prompt for query in queries]
             histories = bandit.remember(windows, keys, rewards, args.window)
             greedy_rewards = to_rewards(args, greedy_grades)
-            round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories)
+            measured = bandit.lengths_and_logprobs(rollouts, n)
+            round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories, *measured)
             advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)
 
             # 5. One optimizer step, or --epochs-per-round of them.

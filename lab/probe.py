@@ -1,6 +1,7 @@
 """Why a design choice helps or not: the gradient estimates themselves, at a fixed policy.
 
     python -m lab.probe     # at the base model and half-way through a run; takes minutes
+    python -m lab.probe --advantage maxrl opo    # these rows of bandit.ADVANTAGES too, at 32 x 8
 
 A setting turns the rollouts of one round into one estimate g of the policy gradient. Many
 independent rounds at a fixed policy, each of 256 sampled rollouts, show how good that estimate is.
@@ -22,7 +23,8 @@ and is left out.
 The last lines of the report show why subtracting the mean reward may not help. The variance of
 (R - b) * score, where the score is the gradient of a completion's log-probability, is least at
 b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger scores, that is far
-below the mean reward.
+below the mean reward. The same constant with lengths in the place of |score|^2 is what
+`bandit.opo` subtracts, with -log pi what `bandit.least_variance` does.
 """
 
 import argparse
@@ -127,13 +129,25 @@ def sample_round(policy: Policy, queries: int, n: int, seed: int, max_new_tokens
     """n rollouts each of some random queries, with their rewards."""
     generator = np.random.default_rng([seed, 0])
     chosen = generator.choice(len(policy.queries), queries, replace=False)
+    rollouts, rewards = sample_and_pay(policy, chosen, n, max_new_tokens, seed=seed)
+    return Round(chosen, rollouts, rewards.view(queries, n))
+
+
+def rewards_of_greedy(policy: Policy, chosen: np.ndarray, max_new_tokens: int) -> torch.Tensor:
+    """The rewards of the greedy completions of these queries, [queries]."""
+    return sample_and_pay(policy, chosen, 1, max_new_tokens, temperature=0)[1]
+
+
+def sample_and_pay(
+    policy: Policy, chosen: np.ndarray, n: int, max_new_tokens: int, **options: float
+) -> tuple[list[rollout.Rollout], torch.Tensor]:
+    """n rollouts of each of these queries, and their rewards of 1 and 0, [queries * n]."""
     rollouts = rollout.sample(
         policy.model, [policy.prompts[i] for i in chosen], n, max_new_tokens=max_new_tokens,
-        seed=seed, end_ids=models.end_ids(policy.model, policy.tokenizer),
+        end_ids=models.end_ids(policy.model, policy.tokenizer), **options,
     )  # fmt: skip
     grades = evaluate.grade(policy.tokenizer, [policy.queries[i] for i in chosen], rollouts)
-    rewards = torch.tensor(grades.right, dtype=torch.float32).view(queries, n)
-    return Round(chosen, rollouts, rewards)
+    return rollouts, torch.tensor(grades.right, dtype=torch.float32)
 
 
 def estimate(
@@ -141,14 +155,20 @@ def estimate(
 ) -> torch.Tensor:
     """The ascent direction of one round: minus the loss's gradient, unclipped, [parameters]."""
     chosen, rollouts, rewards = sampled
-    windows = None
-    if setting.advantage == "window":
+    n = setting.rollouts + setting.baseline_rollouts
+    needs = bandit.ADVANTAGES[setting.advantage].needs
+    if needs == "signs":
+        rewards = 2 * rewards - 1
+    windows = greedy = None
+    if needs == "window":
         texts = [policy.queries[i].prompt for i in chosen]
         windows = bandit.remember(copy.deepcopy(policy.windows), texts, rewards, WINDOW)
-    round_rewards = bandit.RoundRewards(rewards, windows=windows)
+    if needs == "greedy":
+        greedy = rewards_of_greedy(policy, chosen, max_new_tokens)
+    measured = bandit.lengths_and_logprobs(rollouts, n)
+    round_rewards = bandit.RoundRewards(rewards, greedy, windows, *measured)
     advantages = bandit.advantages(setting.advantage, round_rewards, setting.rollouts)
 
-    n = setting.rollouts + setting.baseline_rollouts
     trained = [i for i in range(len(rollouts)) if i % n < setting.rollouts]
     batch = bandit.UpdateBatch(
         prompts=[policy.prompts[chosen[i // n]] for i in trained],
@@ -168,13 +188,23 @@ def gradient_of_loss(
     return recorder.gradient
 
 
-def score_norms(
-    policy: Policy, max_new_tokens: int, count: int = SCORED
-) -> tuple[float, float, float]:
-    """The share of right completions, and the mean squared norm of their scores and of the others'.
+class Scores(NamedTuple):
+    """One completion each of some queries: what the constant of least variance follows from."""
 
-    One completion each of `count` queries. The three give the constant b of least variance, which
-    equation (4) of the lecture leaves free.
+    rewards: np.ndarray  # [count], 1 and 0
+    squared_norms: np.ndarray  # [count], |score|^2
+    lengths: np.ndarray  # [count], tokens
+    logprobs: np.ndarray  # [count], log pi
+
+    def constant(self, weights: np.ndarray) -> float:
+        """The mean of the rewards in which each completion counts by its weight."""
+        return (weights * self.rewards).sum() / weights.sum()
+
+
+def measure_scores(policy: Policy, max_new_tokens: int, count: int = SCORED) -> Scores:
+    """One completion each of `count` queries, with the squared norm of its score.
+
+    They give the constant b of least variance, which equation (4) of the lecture leaves free.
     """
     chosen, rollouts, rewards = sample_round(policy, count, 1, SCORE_SEED, max_new_tokens)
     squared_norms = []
@@ -182,9 +212,9 @@ def score_norms(
         batch = bandit.UpdateBatch([policy.prompts[i]], [one.tokens], torch.ones(1))
         gradient = gradient_of_loss(policy.model, batch, "constant")
         squared_norms.append(gradient.square().sum().item())
-    squared_norms = np.array(squared_norms)
-    right = rewards.numpy().ravel() > 0
-    return right.mean(), squared_norms[right].mean(), squared_norms[~right].mean()
+    measured = bandit.lengths_and_logprobs(rollouts, count)
+    lengths, logprobs = (values.numpy().ravel() for values in measured)
+    return Scores(rewards.numpy().ravel(), np.array(squared_norms), lengths, logprobs)
 
 
 # --- how good estimates are -----------------------------------------------------------------------
@@ -233,9 +263,13 @@ class Findings(NamedTuple):
     ceiling: float  # the cosine of the two halves of the reference
 
 
-def probe(policy: Policy, rounds: int, reference_rounds: int, max_new_tokens: int) -> Findings:
+def probe(
+    policy: Policy, settings: dict[str, Setting], rounds: int, reference_rounds: int,
+    max_new_tokens: int,
+) -> Findings:  # fmt: skip
     """Compare the estimates of every setting with the reference, at one policy.
 
+    A policy without windows leaves out the settings that need them.
     rounds: estimates of each setting. reference_rounds: of both halves of the reference together.
     """
     halves = []
@@ -244,8 +278,8 @@ def probe(policy: Policy, rounds: int, reference_rounds: int, max_new_tokens: in
     has_windows = bool(policy.windows)
     settings = {
         name: setting
-        for name, setting in SETTINGS.items()
-        if has_windows or setting.advantage != "window"
+        for name, setting in settings.items()
+        if has_windows or bandit.ADVANTAGES[setting.advantage].needs != "window"
     }
     estimates = {name: [] for name in settings}
     for seed in tqdm(range(rounds), desc="rounds", disable=None):
@@ -315,12 +349,11 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
 
 
 def write_report(
-    args: argparse.Namespace, found: dict[str, Findings],
-    scores: dict[str, tuple[float, float, float]],
+    args: argparse.Namespace, found: dict[str, Findings], scores: dict[str, Scores]
 ) -> None:  # fmt: skip
     """Write probe.md, probe.csv and probe.png into args.out; print the first.
 
-    found, scores: of each policy, what `probe` and `score_norms` return.
+    found, scores: of each policy, what `probe` and `measure_scores` return.
     """
     folder = Path(args.out)
     headings = [f"{kind}: {measure}" for kind in ("gradient", "Adam") for measure in MEASURES]
@@ -345,21 +378,28 @@ def write_report(
         f"setting, a reference of {256 * args.reference_rounds:,} rollouts."
     )
     paragraphs = [command, "\n".join(lines)]
-    for policy, (p, right, wrong) in scores.items():
-        best = p * right / (p * right + (1 - p) * wrong)
+    for policy, each in scores.items():
+        right, squares = each.rewards > 0, each.squared_norms
+        p, best = right.mean(), each.constant(squares)
+        by_length, by_logprob = each.constant(each.lengths), each.constant(-each.logprobs)
         paragraphs.append(
             f"At {policy}: {p:.2f} of {SCORED} completions right; mean squared norm of the score "
-            f"{right:,.0f} for right ones, {wrong:,.0f} for wrong ones; the constant baseline of "
-            f"least variance is {best:.2f}, the mean reward {p:.2f}."
+            f"{squares[right].mean():,.0f} for right ones, {squares[~right].mean():,.0f} for wrong "
+            f"ones; the constant baseline of least variance is {best:.2f}, the mean reward "
+            f"{p:.2f}. With lengths in place of the squared norms (opo) the constant would be "
+            f"{by_length:.2f}, with -log pi (least-variance) {by_logprob:.2f}."
         )
     text = "\n\n".join(paragraphs)
     (folder / "probe.md").write_text(text + "\n")
-    draw(folder / "probe.png", found)
+    draw(folder / "probe.png", found, list(settings_of(args)))
     print(text)
 
 
-def draw(path: Path, found: dict[str, Findings]) -> None:
-    """The cosine of one round with the reference, by setting: of the estimate, of Adam's step."""
+def draw(path: Path, found: dict[str, Findings], names: list[str]) -> None:
+    """The cosine of one round with the reference, by setting: of the estimate, of Adam's step.
+
+    names: of the settings, from top to bottom.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     styles = [(-0.15, curve.BLUE, "o"), (0.15, curve.ORANGE, "s")]  # one for each policy
     titles = {"gradient": "the estimate", "adam": "the step that Adam makes of it"}
@@ -367,7 +407,7 @@ def draw(path: Path, found: dict[str, Findings]) -> None:
         for style, (policy, findings) in zip(styles, found.items(), strict=True):
             offset, color, marker = style
             cosines = [both[kind]["a round"] for both in findings.settings.values()]
-            places = [list(SETTINGS).index(name) + offset for name in findings.settings]
+            places = [names.index(name) + offset for name in findings.settings]
             panel.plot(cosines, places, marker, color=color, label=policy)
             if kind == "gradient":
                 panel.axvline(
@@ -376,7 +416,7 @@ def draw(path: Path, found: dict[str, Findings]) -> None:
                 )  # fmt: skip
         panel.set(xlabel="mean cosine of one round with the reference", title=title)
         panel.axvline(0, color=curve.GREY, linewidth=0.8)
-    panels[0].set_yticks(range(len(SETTINGS)), list(SETTINGS))
+    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     panels[1].legend(*panels[0].get_legend_handles_labels(), fontsize=8)
     figure.savefig(path, dpi=110)
@@ -393,8 +433,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--reference-rounds", type=int, default=64,
          help="rounds of 256 rollouts for the reference, half of them for each of its two halves")
     flag("--max-new-tokens", type=int, default=64, help="truncate completions here")
+    flag("--advantage", nargs="+", default=[], type=bandit.row_name, choices=bandit.ADVANTAGES,
+         metavar="NAME", help="probe these rows of bandit.ADVANTAGES too, at 32 x 8")
     flag("--out", default="runs/probe", help="the folder of the report")
     return parser.parse_args(argv)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Setting]:
+    """The settings of every report, then those that the flags add."""
+    return SETTINGS | {f"32x8 {name}": Setting(32, 8, 0, name) for name in args.advantage}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -407,8 +454,10 @@ def main(argv: list[str] | None = None) -> None:
             )
         Path(args.out).mkdir(parents=True, exist_ok=True)
         for name, policy in load_policies(args):
-            found[name] = probe(policy, args.rounds, args.reference_rounds, args.max_new_tokens)
-            scores[name] = score_norms(policy, args.max_new_tokens)
+            found[name] = probe(
+                policy, settings_of(args), args.rounds, args.reference_rounds, args.max_new_tokens
+            )
+            scores[name] = measure_scores(policy, args.max_new_tokens)
     except (ValueError, OSError) as error:
         sys.exit(f"probe.py: {error}")
     write_report(args, found, scores)
