@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import flatten
+from helpers import flatten, grade_by_coin
 
 import bandit
 import data
@@ -102,9 +102,27 @@ def test_the_norms_of_scores(checkpoint, monkeypatch):
         gradient = torch.autograd.grad(logprob, list(policy.model.parameters()))
         squares.append(sum((g**2).sum().item() for g in gradient))
     squares = np.array(squares)
-    right = rewards.numpy().ravel() > 0
-    expected = right.mean(), squares[right].mean(), squares[~right].mean()
-    assert probe.score_norms(policy, 5, 8) == pytest.approx(expected, rel=1e-4)
+    found = probe.measure_scores(policy, 5, 8)
+    assert found.squared_norms == pytest.approx(squares, rel=1e-4)
+    assert found.rewards.tolist() == rewards.flatten().tolist()
+    assert found.lengths.tolist() == [len(one.tokens) for one in rollouts]
+    assert found.logprobs == pytest.approx([sum(one.logprobs) for one in rollouts], rel=1e-5)
+    right = found.rewards > 0
+    assert found.constant(squares) == pytest.approx(squares[right].sum() / squares.sum())
+
+
+def test_every_advantage_can_be_probed(checkpoint, monkeypatch):
+    """Each row by its name, with the histories, the greedy completions and the signs it needs."""
+    policy = random_policy(checkpoint("qwen2"), 4)
+    policy.windows.update({query.prompt: [1.0, 0.0] for query in policy.queries})
+    monkeypatch.setattr(evaluate, "grade", grade_by_coin)
+    sampled = probe.sample_round(policy, 4, 4, seed=1, max_new_tokens=5)
+    assert 0 < sampled.rewards.sum() < 16
+    args = probe.parse(["--advantage", *bandit.ADVANTAGES])
+    for name, setting in probe.settings_of(args).items():
+        if name not in probe.SETTINGS:
+            setting = setting._replace(queries=4, rollouts=4)
+            assert probe.estimate(policy, setting, sampled, 5).norm() > 0, name
 
 
 # --- from end to end ------------------------------------------------------------------------------
