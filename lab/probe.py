@@ -372,9 +372,10 @@ def write_report(
             lines.append(f"| {policy} | {name} | {shown} |")
         ceiling = f"ceiling: two halves of the reference | {findings.ceiling:.3f}"
         lines.append(f"| {policy} | {ceiling} |" + " |" * 7)
+    more = " ".join(["", "--advantage", *args.advantage]) if args.advantage else ""
     command = (
         f"`python -m lab.probe --model {args.model} --data {args.data} --rounds {args.rounds} "
-        f"--reference-rounds {args.reference_rounds}`: {args.rounds} rounds of 256 rollouts a "
+        f"--reference-rounds {args.reference_rounds}{more}`: {args.rounds} rounds of 256 rollouts a "
         f"setting, a reference of {256 * args.reference_rounds:,} rollouts."
     )
     paragraphs = [command, "\n".join(lines)]

@@ -142,12 +142,12 @@ def test_the_probe_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(probe, "SETTINGS", small)
     probe.main([
         "--out", str(tmp_path), "--rounds", "2", "--reference-rounds", "2", "--run-rounds", "2",
-        "--max-new-tokens", "16",
+        "--max-new-tokens", "16", "--advantage", "remax",
     ])  # fmt: skip
     page = (tmp_path / "probe.md").read_text()
-    # Eight settings and the ceiling, but no window at the base.
-    assert page.count("| base |") == 8
-    assert page.count("| round 2 |") == 9
+    # Eight settings, one of the flags, and the ceiling, but no window at the base.
+    assert page.count("| base |") == 9
+    assert page.count("| round 2 |") == 10
     assert page.strip() in capsys.readouterr().out
     assert (tmp_path / "probe.png").stat().st_size > 0
-    assert len((tmp_path / "probe.csv").read_text().splitlines()) == 16
+    assert len((tmp_path / "probe.csv").read_text().splitlines()) == 18
