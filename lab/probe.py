@@ -375,8 +375,8 @@ def write_report(
     more = " ".join(["", "--advantage", *args.advantage]) if args.advantage else ""
     command = (
         f"`python -m lab.probe --model {args.model} --data {args.data} --rounds {args.rounds} "
-        f"--reference-rounds {args.reference_rounds}{more}`: {args.rounds} rounds of 256 rollouts a "
-        f"setting, a reference of {256 * args.reference_rounds:,} rollouts."
+        f"--reference-rounds {args.reference_rounds}{more}`: {args.rounds} rounds of 256 rollouts "
+        f"a setting, a reference of {256 * args.reference_rounds:,} rollouts."
     )
     paragraphs = [command, "\n".join(lines)]
     for policy, each in scores.items():

@@ -102,9 +102,9 @@ def expected_update(
         batch = train.to_batch(args, prompts, rollouts, advantages)
         trained = [list(PATHS[arm]) for arm in arms[:, :n].flatten()]
         assert batch.completions == trained and advantages.shape == (size, n), (
-            f"{name}: the extra rollouts are trained on. {size} x {n} + {extra} rollouts must give "
-            f"{size * n} completions to the update, and not {len(batch.completions)}, and "
-            f"advantages of the shape {(size, n)}, and not {tuple(advantages.shape)}"
+            f"{name}: the extra rollouts are trained on. Of {size} x {n} + {extra} rollouts the "
+            f"update must get {size} x {n}; it gets {len(batch.completions)}, with advantages of "
+            f"the shape {list(advantages.shape)}"
         )
         if not advantages.any():
             continue
