@@ -79,6 +79,8 @@ signs="--right-reward 1 --wrong-reward -1"
 #   r  on real sets only: the tiny ones have too few queries for its batch
 #   s  only if its rung is named, as PRESET=smollm2 does
 #   =  not run, because by algebra it is the same as another setting
+# flash is FlashREINFORCE (yifanzhang-pro): one rollout a query, the batch's mean, a mean over
+# sequences. A new advantage needs no line here.
 plan() {
   cat <<END
 baseline
@@ -134,7 +136,11 @@ neighbours
   dr-grpo       --rollouts 8 --advantage group-centered --loss-mean constant
   rloo          --rollouts 8 --advantage rloo
   remax         --rollouts 8 --advantage remax
+  maxrl         --rollouts 8 --advantage maxrl
+  opo           --rollouts 8 --advantage opo
+  least-var     --rollouts 8 --advantage least-variance
   batch-mean    --rollouts 8 --advantage batch-centered
+  flash         --batch-size 256 --advantage batch-centered --loss-mean sequence
   reinforce++   --rollouts 8 --advantage reinforce++
   reinforce++-b --rollouts 8 --advantage reinforce++-baseline
   lite-ppo      --rollouts 8 --advantage lite-ppo

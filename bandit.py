@@ -16,6 +16,7 @@ Left out, and why: a value network, GAE and discounts (a bandit has one reward, 
 sampling and the overlong penalty (they change what is sampled or rewarded, before this file).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,23 +35,40 @@ EPSILON = 1e-6  # keeps a group without spread from dividing by zero, as in the 
 
 
 class RoundRewards(NamedTuple):
-    """The rewards of one round. n rollouts of each query are trained; m more serve statistics."""
+    """All that an advantage may look at. n rollouts of each query are trained; m more serve
+    statistics."""
 
     rewards: torch.Tensor  # [B, n + m], the trained rollouts first
     greedy: torch.Tensor | None = None  # [B], of the greedy completions; only remax reads it
     windows: list[list[float]] | None = None  # for each query its last rewards, this round's too
+    lengths: torch.Tensor | None = None  # [B, n + m], tokens of each completion
+    logprobs: torch.Tensor | None = None  # [B, n + m], log pi of each, as the sampler drew it
+
+
+def lengths_and_logprobs(rollouts: list, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last two fields of RoundRewards, from the rollouts (of rollout.py) of B queries."""
+    lengths = torch.tensor([float(len(one.tokens)) for one in rollouts])
+    logprobs = torch.tensor([float(sum(one.logprobs)) for one in rollouts])
+    return lengths.view(-1, group_size), logprobs.view(-1, group_size)
+
+
+def zero_without_spread(advantages: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """The advantages [..., n], but exactly 0 where all rewards of the sample [..., k] are equal.
+
+    A mean of equal rewards can be off by a rounding error, and `standardized` would divide that
+    error by epsilon.
+    """
+    has_spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
+    return torch.where(has_spread, advantages, 0.0)
 
 
 def centered(rewards: torch.Tensor, sample: torch.Tensor | None = None) -> torch.Tensor:
     """rewards [..., n] minus the mean of the sample [..., k] (by default, of the rewards).
 
     With a group as the sample, this is the left of equation (5) (Dr. GRPO, arXiv:2503.20783).
-    Where the sample has no spread the result is exactly 0. A mean of equal rewards can be off by a
-    rounding error, and `standardized` would divide that error by epsilon.
     """
     sample = rewards if sample is None else sample
-    has_spread = sample.amax(-1, keepdim=True) > sample.amin(-1, keepdim=True)
-    return torch.where(has_spread, rewards - sample.mean(-1, keepdim=True), 0.0)
+    return zero_without_spread(rewards - sample.mean(-1, keepdim=True), sample)
 
 
 def standardized(rewards: torch.Tensor, sample: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +90,42 @@ def rloo(round_rewards: RoundRewards) -> torch.Tensor:
     rewards = round_rewards.rewards
     others = rewards.shape[1] - 1
     mean_of_others = (rewards.sum(dim=1, keepdim=True) - rewards) / others
-    return rewards - mean_of_others
+    return zero_without_spread(rewards - mean_of_others, rewards)
+
+
+def maxrl(round_rewards: RoundRewards) -> torch.Tensor:
+    """(R - mean_G) / mean_G, [B, n + m]; 0 for a group without a right answer.
+
+    It is derived for rewards of 1 and 0 only. As the group grows, the expected update becomes
+    grad log p: that of maximum likelihood.
+    """
+    mean = round_rewards.rewards.mean(dim=1, keepdim=True)
+    return torch.where(mean > 0, centered(round_rewards.rewards) / mean, 0.0)
+
+
+def opo(round_rewards: RoundRewards) -> torch.Tensor:
+    """Each reward minus its group's mean, in which a completion counts by its length, [B, n + m].
+
+    This is the constant of least variance if the squared norm of a score grows with the length.
+    """
+    rewards, lengths = round_rewards.rewards, round_rewards.lengths
+    mean = (lengths * rewards).sum(dim=1, keepdim=True) / lengths.sum(dim=1, keepdim=True)
+    return zero_without_spread(rewards - mean, rewards)
+
+
+def least_variance(round_rewards: RoundRewards) -> torch.Tensor:
+    """Each reward minus a mean of its group's others, in which they count by -log pi, [B, n + m].
+
+    The constant of least variance is E[R |score|^2] / E[|score|^2] (lecture, 4). The norm of a
+    score needs a backward pass of its own. What the group shows of it is -log pi: the score of a
+    token is small where its probability is near 1. `lab.probe` measures how well that does. The
+    completion itself is left out of its mean, so the update stays unbiased.
+    """
+    rewards = round_rewards.rewards
+    weights = EPSILON - round_rewards.logprobs
+    others = weights.sum(dim=1, keepdim=True) - weights
+    mean_of_others = ((weights * rewards).sum(dim=1, keepdim=True) - weights * rewards) / others
+    return zero_without_spread(rewards - mean_of_others, rewards)
 
 
 def is_mixed(rewards: torch.Tensor) -> torch.Tensor:
@@ -99,49 +152,124 @@ def window_mean(round_rewards: RoundRewards) -> torch.Tensor:
     return means[:, None].expand_as(round_rewards.rewards)
 
 
+class Expected(NamedTuple):
+    """What a row says of its expected update. tests/test_estimators.py holds it to that.
+
+    The update is E[A * grad log pi] of a query of success rate p, where a right answer pays 1 and
+    a wrong one 0 (-1 if the row needs "signs"). B is the number of queries in the batch, G that of
+    rewards in the query's group or window.
+    """
+
+    kind: str  # "gradient", "reweighted" or "neither"
+    weight: Callable[[float, int, int], float] | None  # w(p, G, B): the update is w * grad p
+    reason: str = ""
+
+
+def gradient_times(constant: Callable[[int, int], float]) -> Expected:
+    """constant(G, B) * grad p for each query: the gradient of the objective, up to a factor."""
+    return Expected("gradient", lambda p, G, B: constant(G, B))
+
+
+def reweighted(weight: Callable[[float, int, int], float] | None = None) -> Expected:
+    """w(p, G, B) * grad p with w > 0: some queries count more. None: w has no closed form."""
+    return Expected("reweighted", weight)
+
+
+def neither(reason: str, weight: Callable[[float, int, int], float]) -> Expected:
+    """No multiple of grad p, for this reason. The weight holds where all completions are equally
+    long and equally likely."""
+    return Expected("neither", weight, reason)
+
+
+def binomial(right: int, draws: int, rate: float) -> float:
+    """The chance that `right` of `draws` are right, each with chance `rate`."""
+    return math.comb(draws, right) * rate**right * (1 - rate) ** (draws - right)
+
+
+def standardized_weight(p: float, G: int, B: int = 1) -> float:
+    """w(p) of equation (6): (1 - 1/G) * E[std of the group] / (p (1 - p)). A group of one: 1."""
+    stds = [math.sqrt(right * (G - right) / (G * max(1, G - 1))) for right in range(G + 1)]
+    mean = sum(binomial(right, G, p) * std for right, std in enumerate(stds))
+    return (1 - 1 / G) * mean / (p * (1 - p)) if G > 1 else 1.0
+
+
 class Advantage(NamedTuple):
     """One row of the table. In formulas G is the query's group, B the batch, W the window."""
 
     compute: Callable[[RoundRewards], torch.Tensor]  # [B, n + m]
-    needs: str  # what else: "group", "batch", "window", "greedy", "signs" (both of them), or ""
+    # What it must be given: several rewards of a "group" or a "batch"; a group with wrong answers
+    # at 0 ("rate"); a "window"; the "greedy" completion; rewards of both "signs"; or nothing, "".
+    needs: str
     formula: str
     source: str
+    expected: Expected  # the update
+    needs_spread: bool = False  # whether rewards that are all equal give exactly 0
 
 
+# To add an advantage, add a row and run tests/test_estimators.py (CONTRIBUTING.md).
 ADVANTAGES = {
-    "reward": Advantage(lambda r: r.rewards, "", "R", "the paper's baseline, arXiv:2601.22532"),
+    "reward": Advantage(lambda r: r.rewards, "", "R", "the paper's baseline, arXiv:2601.22532",
+                        gradient_times(lambda G, B: 1)),
     "group": Advantage(lambda r: standardized(r.rewards), "group",
-                       "(R - mean_G) / (std_G + eps)", "GRPO, arXiv:2402.03300"),
+                       "(R - mean_G) / (std_G + eps)", "GRPO, arXiv:2402.03300",
+                       reweighted(standardized_weight), needs_spread=True),
     "group-centered": Advantage(lambda r: centered(r.rewards), "group", "R - mean_G",
-                                "Dr. GRPO, arXiv:2503.20783 (with --loss-mean constant)"),
-    "rloo": Advantage(rloo, "group", "R - mean of the others", "RLOO, arXiv:2402.14740"),
+                                "Dr. GRPO, arXiv:2503.20783 (with --loss-mean constant)",
+                                gradient_times(lambda G, B: 1 - 1 / G), needs_spread=True),
+    "rloo": Advantage(rloo, "group", "R - mean of the others", "RLOO, arXiv:2402.14740",
+                      gradient_times(lambda G, B: 1), needs_spread=True),
+    "maxrl": Advantage(maxrl, "rate", "(R - mean_G) / mean_G", "MaxRL, arXiv:2602.02710",
+                       reweighted(lambda p, G, B: (1 - (1 - p) ** (G - 1)) / p),
+                       needs_spread=True),
+    "opo": Advantage(opo, "group", "R - sum(L R) / sum(L) of G, L: tokens", "arXiv:2505.23585",
+                     neither("the mean contains R itself, more of it the longer it is",
+                             lambda p, G, B: 1 - 1 / G), needs_spread=True),
+    "least-variance": Advantage(least_variance, "group",
+                                "R - sum(S R) / sum(S) of the others, S: -log pi", "lecture, 4",
+                                gradient_times(lambda G, B: 1), needs_spread=True),
     "remax": Advantage(lambda r: r.rewards - r.greedy[:, None], "greedy",
-                       "R - R(greedy)", "arXiv:2310.10505"),
+                       "R - R(greedy)", "arXiv:2310.10505", gradient_times(lambda G, B: 1)),
     "batch-centered": Advantage(lambda r: over_batch(centered, r.rewards), "batch",
-                                "R - mean_B", "Williams 1992"),
+                                "R - mean_B", "Williams 1992",
+                                gradient_times(lambda G, B: 1 - 1 / (G * B)), needs_spread=True),
     "reinforce++": Advantage(lambda r: over_batch(standardized, r.rewards), "batch",
-                             "(R - mean_B) / (std_B + eps)", "arXiv:2501.03262"),
+                             "(R - mean_B) / (std_B + eps)", "arXiv:2501.03262",
+                             reweighted(), needs_spread=True),
     "reinforce++-baseline": Advantage(lambda r: over_batch(standardized, centered(r.rewards)),
                                       "group", "R - mean_G, standardized over B",
-                                      "arXiv:2501.03262"),
+                                      "arXiv:2501.03262", reweighted(), needs_spread=True),
     "lite-ppo": Advantage(lambda r: centered(r.rewards) / (r.rewards.std() + EPSILON), "group",
                           "(R - mean_G) / (std_B + eps)",
-                          "arXiv:2508.08221 (with --loss-mean token)"),
-    "raft": Advantage(lambda r: r.rewards.clamp(min=0), "signs", "max(R, 0)", "arXiv:2504.11343"),
-    "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
-                               "R; 0 where G is all right or wrong", "arXiv:2504.11343"),
-    "psr": Advantage(lambda r: r.rewards.clamp(min=0), "signs",
-                     "R where R > 0, else 0 (= raft)", "arXiv:2506.01347"),
+                          "arXiv:2508.08221 (with --loss-mean token)", reweighted(),
+                          needs_spread=True),
+    "raft": Advantage(lambda r: r.rewards.clamp(min=0), "signs", "max(R, 0), also called psr",
+                      "RAFT, arXiv:2504.11343; PSR, arXiv:2506.01347",
+                      gradient_times(lambda G, B: 1)),
     "nsr": Advantage(lambda r: r.rewards.clamp(max=0), "signs", "R where R < 0, else 0",
-                     "arXiv:2506.01347"),
+                     "arXiv:2506.01347", gradient_times(lambda G, B: 1)),
     "w-reinforce": Advantage(lambda r: torch.where(r.rewards > 0, 0.1 * r.rewards, r.rewards),
-                             "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347"),
-    "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532"),
+                             "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347",
+                             gradient_times(lambda G, B: 1.1)),
+    "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
+                               "R; 0 where G is all right or wrong", "arXiv:2504.11343",
+                               reweighted(lambda p, G, B: 1 - p ** (G - 1)), needs_spread=True),
+    "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532",
+                        reweighted(standardized_weight), needs_spread=True),
+    # These two are in the code of the paper's authors and in none of its experiments. A mean in
+    # the reward's place knows of a completion only its own share of that mean.
     "group-mean": Advantage(lambda r: r.rewards.mean(dim=1, keepdim=True).expand_as(r.rewards),
-                            "group", "mean_G", "the paper's code, in no experiment"),
-    "window-mean": Advantage(window_mean, "window",
-                             "mean_W", "the paper's code, in no experiment"),
+                            "group", "mean_G", "the paper's code, in no experiment",
+                            gradient_times(lambda G, B: 1 / G)),
+    "window-mean": Advantage(window_mean, "window", "mean_W",
+                             "the paper's code, in no experiment",
+                             gradient_times(lambda G, B: 1 / G)),
 }
+OTHER_NAMES = {"psr": "raft"}  # the same row under the name of another paper
+
+
+def row_name(name: str) -> str:
+    """The name of an advantage as the table has it."""
+    return OTHER_NAMES.get(name, name)
 
 
 def advantages(name: str, round_rewards: RoundRewards, n: int) -> torch.Tensor:

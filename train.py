@@ -86,7 +86,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag = parser.add_argument_group("rewards and advantages").add_argument
     flag("--right-reward", type=finite, default=1.0, help="reward of a right answer")
     flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion")
-    flag("--advantage", default="reward", choices=bandit.ADVANTAGES, metavar="NAME",
+    flag("--advantage", default="reward", type=bandit.row_name, choices=bandit.ADVANTAGES,
+         metavar="NAME",
          help=formulas.replace("%", "%%"))
     flag("--window", type=whole, default=0,
          help="for --advantage window and window-mean: rewards remembered per query (paper: 8)")
@@ -184,7 +185,8 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
             keys = [query.prompt for query in queries]
             histories = bandit.remember(windows, keys, rewards, args.window)
             greedy_rewards = to_rewards(args, greedy_grades)
-            round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories)
+            measured = bandit.lengths_and_logprobs(rollouts, n)
+            round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories, *measured)
             advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)
 
             # 5. One optimizer step, or --epochs-per-round of them.
@@ -209,6 +211,8 @@ def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterat
             if ahead.evaluation_size(state.round) and state.evaluated < state.round:
                 with ahead.evaluation(state.round):
                     evaluate.evaluate_run(args, state, sets, before_or_after)
+                    if not before_or_after:  # the last one is drawn when the run is finished
+                        state.draw_curve()
             stop = state.stop.is_set()
             if is_last or stop or state.round % args.save_every == 0:
                 state.save()
@@ -274,6 +278,8 @@ def log_round(
     greedy ones are counted, and enter no mean.
     """
     rollouts, right, in_format = sampled[0], graded[0].right, graded[0].in_format
+    groups = right.reshape(rewards.shape)
+    is_unmixed = (groups == groups[:, :1]).all(axis=1)  # a group that is all right or all wrong
     tokens = sum(len(one.tokens) for some in sampled for one in some)
     seconds = state.timer.seconds
     state.round += 1
@@ -293,6 +299,7 @@ def log_round(
         # Minus the mean log-probability of the sampled tokens estimates the entropy per token.
         "entropy": -float(np.mean(np.concatenate([one.logprobs for one in rollouts]))),
         "zero_advantage": (advantages == 0).float().mean().item(),
+        "unmixed_groups": float(is_unmixed.mean()) if groups.shape[1] > 1 else None,
         **figures,
         "tokens_per_second": tokens / sum(seconds.values()),
         **{f"seconds_{part}": seconds[part] for part in ("sampling", "reward", "update")},

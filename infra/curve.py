@@ -1,6 +1,7 @@
 """One run as a figure and in words: curve.png, and the account that ends a run."""
 
 import json
+import os
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,10 @@ def smooth(values: list[float], width: int) -> np.ndarray:
 
 
 def draw_curve(folder: Path | str) -> None:
-    """Write curve.png of a run: what it learnt on the left, how it changed on the right."""
+    """Write curve.png of a run: what it learnt on the left, how it changed on the right.
+
+    The run may still be going on.
+    """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
     metrics = read_lines(folder / "metrics.jsonl")
@@ -47,7 +51,9 @@ def draw_curve(folder: Path | str) -> None:
         f"{config['rollouts']} rollouts, advantage {config['advantage']}, seed {config['seed']}",
         fontsize=9, loc="left",
     )
-    figure.savefig(folder / "curve.png", dpi=130)
+    temporary = folder / "curve.tmp"  # so that a viewer never meets half a picture
+    figure.savefig(temporary, format="png", dpi=130)
+    os.replace(temporary, folder / "curve.png")
     plt.close(figure)
 
 

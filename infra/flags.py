@@ -99,11 +99,13 @@ def check_settings(
 ) -> None:
     """Raise ValueError for settings that leave an advantage nothing to work with.
 
-    needs: what the advantage compares, as its row of bandit.ADVANTAGES says: "group", "batch",
-        "window", "greedy", "signs" or "".
+    needs: what the advantage must be given, as its row of bandit.ADVANTAGES says: "group",
+        "batch", "rate" (a group in which wrong answers pay 0), "window", "greedy", "signs" or "".
     The other parameters are the flags of train.py with these names.
     """
     group_size = rollouts + baseline_rollouts
+    needs_rate = needs == "rate"
+    needs = "group" if needs_rate else needs
     if needs == "group" and group_size < 2 or needs == "batch" and batch_size * rollouts < 2:
         whose = "one query" if needs == "group" else "a batch"
         raise ValueError(
@@ -131,6 +133,11 @@ def check_settings(
     if right_reward <= wrong_reward:
         raise ValueError(
             f"--right-reward {right_reward:g} must be above --wrong-reward {wrong_reward:g}"
+        )
+    if needs_rate and wrong_reward != 0:
+        raise ValueError(
+            f"--advantage {advantage} divides by the mean reward of the group, which must be the "
+            f"share of right answers: --wrong-reward {wrong_reward:g} must be 0"
         )
     if needs == "signs" and not wrong_reward < 0 < right_reward:
         if advantage == "nsr":

@@ -120,6 +120,11 @@ class TrainState:
                 "run's folder must be on a disk that all of them see"
             )
 
+    def draw_curve(self) -> None:
+        """Draw curve.png from the logs so far. A process that is not the main one has no logs."""
+        if distributed.is_main_process():
+            curve.draw_curve(self.folder.path)
+
     def finish(self, samples: list[dict]) -> None:
         """Write samples.jsonl, the final model, summary.json and curve.png; print the account."""
         path = self.folder.path
@@ -139,7 +144,7 @@ class TrainState:
             "commit": commit(),
         }
         write_json(path / "summary.json", summary)
-        curve.draw_curve(path)
+        self.draw_curve()
         print(curve.account(path))
 
     def out_of_memory(self, cached_tokens: int | None) -> str:

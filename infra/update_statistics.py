@@ -31,6 +31,7 @@ class UpdateStatistics:
     def over_all_processes(self, norms: dict[str, float]) -> dict[str, float | None]:
         """The figures of the round; `norms` are those of the last step, the same in every process.
 
+        All are over the rollouts that are trained on; extra ones for statistics are not in them.
         loss: the mean over the optimizer steps of the round.
         kl: the mean k3 per token before the first step; None without a KL term.
         sampler_mismatch, largest_sampler_mismatch: mean and largest absolute difference between

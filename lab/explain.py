@@ -43,8 +43,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
          help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
     flag("--query", type=whole, default=8, help="its number in the train set, from 0")
     flag("--rollouts", type=count, default=4, help="completions of it")
-    flag("--advantage", default="group", choices=bandit.ADVANTAGES, metavar="NAME",
-         help=", ".join(bandit.ADVANTAGES))
+    flag("--advantage", default="group", type=bandit.row_name, choices=bandit.ADVANTAGES,
+         metavar="NAME", help=", ".join(bandit.ADVANTAGES))
     flag("--lr", type=flags.above(0.0), default=1e-4, help="AdamW's learning rate")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS,
          help="how the loss averages over tokens")
@@ -127,7 +127,8 @@ def walk(args: argparse.Namespace) -> Walk:
     all_rewards = torch.where(torch.from_numpy(grades.right), 1.0, args.wrong_reward)
     rewards, greedy_reward = all_rewards[None, :-1], all_rewards[-1:]
     windows = bandit.remember({}, [query.prompt], rewards, args.window)
-    round_rewards = bandit.RoundRewards(rewards, greedy_reward, windows)
+    measured = bandit.lengths_and_logprobs(rollouts, args.rollouts)
+    round_rewards = bandit.RoundRewards(rewards, greedy_reward, windows, *measured)
     advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)[0]
 
     # 5, 6. The step, and the log-probabilities on both sides of it.

@@ -1,7 +1,7 @@
 """Why a design choice helps or not: the gradient estimates themselves, at a fixed policy.
 
     python -m lab.probe     # at the base model and half-way through a run; takes minutes
-    python -m lab.probe --settings "64x1 reward" "8x8 group" "8x1+7 rloo"       # settings of yours
+    python -m lab.probe --settings "64x1 reward" "8x8 opo" "8x1+7 rloo"    # any row of ADVANTAGES
 
 A setting turns the rollouts of one round into one estimate g of the policy gradient. Many
 independent rounds at a fixed policy show how good that estimate is. They are compared with a
@@ -26,7 +26,8 @@ and is left out.
 The last lines of the report show why subtracting the mean reward may not help. The variance of
 (R - b) * score, where the score is the gradient of a completion's log-probability, is least at
 b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger scores, that is far
-below the mean reward.
+below the mean reward. The report gives the same mean with lengths in the place of |score|^2, which
+`bandit.opo` takes over a group, and with -log pi, which `bandit.least_variance` takes.
 """
 
 import argparse
@@ -83,15 +84,27 @@ REFERENCE = Setting(32, 8, 0, "rloo", "constant")
 
 
 def to_setting(text: str) -> Setting:
-    """ "8x1+7 group" as a Setting; the name is a row of bandit.ADVANTAGES."""
+    """ "8x1+7 group" as a Setting; the name is a row of bandit.ADVANTAGES.
+
+    Raises ValueError if train.py would refuse it.
+    """
     match = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))? (\S+)", text)
-    if not match or match[4] not in bandit.ADVANTAGES or 0 in (int(match[1]), int(match[2])):
+    name = match and bandit.row_name(match[4])
+    if name not in bandit.ADVANTAGES or 0 in (int(match[1]), int(match[2])):
         names = ", ".join(bandit.ADVANTAGES)
         raise ValueError(
             f'--settings "{text}": write queries x rollouts and an advantage, as in "8x8 group" or '
             f'"8x1+7 rloo"; the advantages are {names}'
         )
-    return Setting(int(match[1]), int(match[2]), int(match[3] or 0), match[4])
+    setting = Setting(int(match[1]), int(match[2]), int(match[3] or 0), name)
+    needs = bandit.ADVANTAGES[name].needs
+    window = WINDOW if needs == "window" else 0
+    wrong_reward = -1.0 if needs == "signs" else 0.0
+    try:
+        flags.check_settings(name, needs, *setting[:3], window, wrong_reward=wrong_reward)
+    except ValueError as error:
+        raise ValueError(f'--settings "{text}": {error}') from None
+    return setting
 
 
 # --- a policy, its rounds and their estimates -----------------------------------------------------
@@ -146,27 +159,41 @@ def sample_round(policy: Policy, queries: int, n: int, seed: int) -> Round:
     """n rollouts each of some random queries, with their rewards."""
     generator = np.random.default_rng([seed, 0])
     chosen = generator.choice(len(policy.queries), queries, replace=False)
+    rollouts, rewards = sample_and_pay(policy, chosen, n, policy.temperature, seed)
+    return Round(chosen, rollouts, rewards)
+
+
+def sample_and_pay(
+    policy: Policy, chosen: np.ndarray, n: int, temperature: float, seed: int
+) -> tuple[list[rollout.Rollout], torch.Tensor]:
+    """n rollouts of each of these queries, and their rewards of 1 and 0, [queries, n]."""
     rollouts = rollout.sample(
         policy.model, [policy.prompts[i] for i in chosen], n, seed=seed,
-        max_new_tokens=policy.max_new_tokens, temperature=policy.temperature,
+        max_new_tokens=policy.max_new_tokens, temperature=temperature,
         end_ids=models.end_ids(policy.model, policy.tokenizer),
     )  # fmt: skip
     grades = evaluate.grade(policy.tokenizer, [policy.queries[i] for i in chosen], rollouts)
-    rewards = torch.tensor(grades.right, dtype=torch.float32).view(queries, n)
-    return Round(chosen, rollouts, rewards)
+    return rollouts, torch.tensor(grades.right, dtype=torch.float32).view(len(chosen), n)
 
 
 def estimate(policy: Policy, setting: Setting, sampled: Round) -> torch.Tensor:
     """The ascent direction of one round: minus the loss's gradient, unclipped, [parameters]."""
     chosen, rollouts, rewards = sampled
-    windows = None
-    if bandit.ADVANTAGES[setting.advantage].needs == "window":
+    n = setting.rollouts + setting.baseline_rollouts
+    needs = bandit.ADVANTAGES[setting.advantage].needs
+    windows = greedy = None
+    if needs == "signs":
+        rewards = 2 * rewards - 1
+    if needs == "window":
         texts = [policy.queries[i].prompt for i in chosen]
         windows = bandit.remember(copy.deepcopy(policy.windows), texts, rewards, WINDOW)
-    round_rewards = bandit.RoundRewards(rewards, windows=windows)
+    if needs == "greedy":
+        _, greedy = sample_and_pay(policy, chosen, 1, temperature=0, seed=0)
+        greedy = greedy.squeeze(1)
+    measured = bandit.lengths_and_logprobs(rollouts, n)
+    round_rewards = bandit.RoundRewards(rewards, greedy, windows, *measured)
     advantages = bandit.advantages(setting.advantage, round_rewards, setting.rollouts)
 
-    n = setting.rollouts + setting.baseline_rollouts
     trained = [i for i in range(len(rollouts)) if i % n < setting.rollouts]
     batch = bandit.UpdateBatch(
         prompts=[policy.prompts[chosen[i // n]] for i in trained],
@@ -189,11 +216,18 @@ def gradient_of_loss(policy: Policy, batch: bandit.UpdateBatch, loss_mean: str) 
 # --- the scores of single completions -------------------------------------------------------------
 
 
+class Measured(NamedTuple):
+    value: float
+    error: float  # the jackknife's standard error
+
+
 class Scores(NamedTuple):
     """Of some completions, one for each query. The score is the gradient of log pi(completion)."""
 
     right: np.ndarray  # bool
     squared_norms: np.ndarray  # of the scores
+    lengths: np.ndarray  # tokens
+    surprises: np.ndarray  # -log pi(completion), in nats
 
 
 def measure_scores(policy: Policy, count: int) -> Scores:
@@ -204,17 +238,24 @@ def measure_scores(policy: Policy, count: int) -> Scores:
         batch = bandit.UpdateBatch([policy.prompts[i]], [one.tokens], torch.ones(1))
         gradient = policy.max_new_tokens * gradient_of_loss(policy, batch, "constant")
         squared_norms.append(gradient.square().sum().item())
-    return Scores(rewards.numpy().ravel() > 0, np.array(squared_norms))
+    measured = bandit.lengths_and_logprobs(rollouts, 1)
+    lengths, logprobs = (values.numpy().ravel() for values in measured)
+    return Scores(rewards.numpy().ravel() > 0, np.array(squared_norms), lengths, -logprobs)
 
 
-def best_baseline(scores: Scores) -> tuple[float, float]:
-    """The constant b of least variance, E[R |s|^2] / E[|s|^2], and its jackknife error.
+def best_baseline(scores: Scores) -> Measured:
+    """The constant b of least variance, E[R |s|^2] / E[|s|^2].
 
     The gradient estimate (R - b) s is unbiased for every constant b: equation (4) of the lecture.
     """
-    paid = scores.squared_norms * scores.right
-    without_one = (paid.sum() - paid) / (scores.squared_norms.sum() - scores.squared_norms)
-    return float(paid.sum() / scores.squared_norms.sum()), jackknife_error(without_one)
+    return weighted_mean(scores.right, scores.squared_norms)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> Measured:
+    """The mean of the values, in which each counts by its weight."""
+    products = values * weights
+    without_one = (products.sum() - products) / (weights.sum() - weights)
+    return Measured(float(products.sum() / weights.sum()), jackknife_error(without_one))
 
 
 def jackknife_error(without_one: np.ndarray) -> float:
@@ -246,11 +287,6 @@ def adam_step(
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
-
-
-class Measured(NamedTuple):
-    value: float
-    error: float  # the jackknife's standard error
 
 
 def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, Measured]:
@@ -433,10 +469,14 @@ def scores_in_words(policy: str, scores: Scores) -> str:
     if right.all() or not right.any():
         return f"{text}, so there is no baseline of least variance to speak of."
     best, error = best_baseline(scores)
+    by_length = weighted_mean(right, scores.lengths).value
+    by_surprise = weighted_mean(right, scores.surprises).value
     return (
         f"{text}; mean squared norm of the score {squares[right].mean():,.0f} for right ones, "
         f"{squares[~right].mean():,.0f} for wrong ones; the constant baseline of least variance is "
-        f"{best:.2f} ± {error:.2f}, the mean reward {right.mean():.2f}."
+        f"{best:.2f} ± {error:.2f}, the mean reward {right.mean():.2f}. With the length in the "
+        f"place of the squared norm the constant is {by_length:.2f}, with -log pi "
+        f"{by_surprise:.2f}."
     )
 
 
@@ -511,17 +551,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_sizes(policy: Policy, settings: dict[str, Setting], scored: int) -> None:
-    """Raise ValueError if a round asks for more queries than there are, or for what none has."""
+    """Raise ValueError if a round asks for more queries than there are."""
     needed = {f'"{name}"': setting.queries for name, setting in settings.items()}
     needed |= {"the reference": REFERENCE.queries, f"--scored {scored}": scored}
     for name, count in needed.items():
         if count > len(policy.queries):
             raise ValueError(f"{name} needs {count} queries, and there are {len(policy.queries)}")
-    for name, setting in settings.items():
-        needs = bandit.ADVANTAGES[setting.advantage].needs
-        if needs in ("greedy", "signs"):
-            what = {"greedy": "greedy completions", "signs": "rewards of both signs"}[needs]
-            raise ValueError(f'"{name}" needs {what}, which the probe does not have')
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
 """The learner where everything is known: bandit.py's own functions on a tabular bandit.
 
-    python -m lab.tabular     # regret, noise and expected update of each advantage
+    python -m lab.tabular               # regret, noise and expected update of each advantage
+    python -m lab.tabular rloo maxrl    # of these rows of bandit.ADVANTAGES only
 """
-
-import math
 
 import torch
 
-from bandit import ADVANTAGES, LOSS_MEANS, RoundRewards, advantages, loss, remember
+from bandit import (
+    ADVANTAGES,
+    LOSS_MEANS,
+    RoundRewards,
+    advantages,
+    binomial,
+    loss,
+    remember,
+    row_name,
+)
+from infra import flags
 
 WINDOW = 8  # rewards that each context remembers, for the advantages that need a window
 PULLS = 8  # of each context in a round
@@ -24,9 +33,13 @@ regret  wrong pulls of 3840, mean of 5 seeds ± standard error, at three learnin
 noise   variance of the gradient over its squared mean, at the first policy
 w(p)    the expected update of a query of success rate p is w(p) * grad p: exact, for 8 rollouts,
         beside one other query of success rate 0.5 for the advantages that use the whole batch
+update  what the row declares: the gradient of the objective times a constant, a reweighting of the
+        queries, or neither
 
-raft, psr, nsr and w-reinforce get the rewards +1 and -1, the others 1 and 0. So raft and psr equal
-the raw reward. A window of 8 that 8 rollouts fill equals the group.
+raft (also called psr), nsr and w-reinforce get the rewards +1 and -1, the others 1 and 0. So raft
+equals the raw reward. A window of 8 that 8 rollouts fill equals the group. An arm is a completion
+of one token, so all lengths are 1, and opo equals group-centered. w(p) of opo and least-variance is
+that of completions that are equally long and equally likely.
 """
 
 
@@ -56,15 +69,11 @@ def exact_weight(name: str, p: float, n: int = 8, other: float = 0.5) -> float:
                 rewards[0, 0] = first
                 rewards[0, 1 : 1 + right_here] = 1
                 rewards[1, :right_there] = 1
-                round_rewards = RoundRewards(rewards, greedy, rewards.tolist())
+                ones = torch.ones_like(rewards)  # completions of one length, equally likely
+                round_rewards = RoundRewards(rewards, greedy, rewards.tolist(), ones, -ones)
                 advantage = ADVANTAGES[name].compute(round_rewards)[0, 0].item()
                 weight += sign * chance * advantage
     return weight
-
-
-def binomial(right: int, draws: int, rate: float) -> float:
-    """The chance that `right` of `draws` are right, each with chance `rate`."""
-    return math.comb(draws, right) * rate**right * (1 - rate) ** (draws - right)
 
 
 # --- practice: learning ---------------------------------------------------------------------------
@@ -107,11 +116,13 @@ class TabularBandit:
         greedy = self.right.gather(1, greedy_arms).squeeze(1)
         size = WINDOW if needs == "window" else 0
         histories = remember(windows, range(len(logits)), rewards, size)
-        round_rewards = RoundRewards(rewards, greedy, histories)
+        # An arm is a completion of one token.
+        logprobs = torch.log_softmax(logits, -1).gather(1, arms)
+        lengths = torch.ones_like(rewards)
+        round_rewards = RoundRewards(rewards, greedy, histories, lengths, logprobs.detach())
         advantage = advantages(name, round_rewards, n).reshape(-1)
 
-        # An arm is a completion of one token.
-        logprobs = torch.log_softmax(logits, -1).gather(1, arms).reshape(-1)
+        logprobs = logprobs.reshape(-1)
         weights = LOSS_MEANS["constant"](torch.ones(len(logprobs)), 1)
         value = loss(logprobs, logprobs.detach(), advantage, weights)
         return value, (1 - verdicts).sum().item()
@@ -156,18 +167,19 @@ def gradient_noise(
 # --- the table ------------------------------------------------------------------------------------
 
 
-def print_table() -> None:
-    """One line per advantage: theory beside practice."""
+def print_table(names: list[str]) -> None:
+    """One line for each of these advantages: theory beside practice."""
     bandit = TabularBandit()
     headings = "".join(f"{f'regret, lr {lr}':>16}" for lr in LEARNING_RATES)
     rates = "".join(f"{p:>6}" for p in RATES)
-    print(f"{'advantage':21}{headings}{'noise':>7}   w(p) at p ={rates}   formula")
+    print(f"{'advantage':21}{headings}{'noise':>7}   w(p) at p ={rates}   {'update':12}formula")
 
     pulls = ROUNDS * PULLS * len(bandit.start)
     never = pulls * (1 - bandit.success_rates(bandit.start).mean())
     print(f"{'(never learning)':21}" + f"{never:>10.0f}{'':6}" * len(LEARNING_RATES))
 
-    for name, row in ADVANTAGES.items():
+    for name in names:
+        row = ADVANTAGES[name]
         line = f"{name:21}"
         for lr in LEARNING_RATES:
             regrets = torch.tensor([regret(bandit, name, lr, seed=seed) for seed in SEEDS])
@@ -175,13 +187,20 @@ def print_table() -> None:
             line += f"{regrets.mean():>10.0f} ± {error:<3.0f}"
         weights = "".join(f"{exact_weight(name, p):6.2f}" for p in RATES)
         noise = gradient_noise(bandit, name)
-        print(f"{line}{noise:>7.1f}{'':14}{weights}   {row.formula}")
+        print(f"{line}{noise:>7.1f}{'':14}{weights}   {row.expected.kind:12}{row.formula}")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = flags.FlagParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", type=row_name,
+                        help="rows of bandit.ADVANTAGES (default: all)")  # fmt: skip
+    names = parser.parse_args(argv).names or list(ADVANTAGES)
+    for name in names:
+        if name not in ADVANTAGES:
+            parser.error(f"{name} is no advantage; there are: {', '.join(ADVANTAGES)}")
     torch.set_num_threads(1)
     print(INTRODUCTION)
-    print_table()
+    print_table(names)
 
 
 if __name__ == "__main__":

@@ -1,211 +1,19 @@
-"""Advantages and the loss: every estimator against exact enumeration, every formula against numbers
-worked by hand. test_bandit_update.py has the update.
-
-The enumerated bandit has two contexts of unequal success rates and four arms of one, two, three and
-three tokens. An arm is a path in a tree, so its tokens have probabilities of their own:
-
-    a | b x | b y z | b y w
+"""Advantages, the loss and its means: formulas against numbers worked by hand, expectations against
+enumeration. test_estimators.py enumerates the rows of the table, test_bandit_update.py has the
+update.
 """
 
-import itertools
 import math
 
 import pytest
 import torch
+from enumeration import THETA, arm_logprobs, combined, expected_update, gradient
 
 import bandit
 from bandit import ADVANTAGES, RoundRewards
-from lab import tabular
+from rollout import Rollout
 
-LENGTHS = torch.tensor([1, 2, 3, 3])
-LONGEST = 3
-RIGHT = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]).double()  # [context, arm]
-THETA = torch.tensor(
-    [[1.8, -0.2, 0.5, 0.1, -0.4, 0.6], [0.1, 0.7, -0.3, 0.4, 0.2, -0.6]], dtype=torch.float64
-)
-
-
-# --- the enumerated bandit ------------------------------------------------------------------------
-
-
-def token_logprobs(theta, context):
-    """For each arm the log-probabilities of its tokens."""
-    first, second, third = torch.log_softmax(theta[context].view(3, 2), -1)
-    return [
-        first[:1],
-        torch.stack([first[1], second[0]]),
-        torch.stack([first[1], second[1], third[0]]),
-        torch.stack([first[1], second[1], third[1]]),
-    ]
-
-
-def arm_logprobs(theta, context):
-    return torch.stack([tokens.sum() for tokens in token_logprobs(theta, context)])
-
-
-def gradient(value, theta):
-    return torch.autograd.grad(value, theta, retain_graph=True)[0]
-
-
-def success_rate(theta, context):
-    return (arm_logprobs(theta, context).exp() * RIGHT[context]).sum()
-
-
-def success_rates():
-    return [success_rate(THETA, context).item() for context in (0, 1)]
-
-
-def combined(weights, contexts=(0, 1)):
-    """The update that gives context c the weight w_c, with tokens summed over a constant:
-    the sum of w_c * grad p_c."""
-    theta = THETA.clone().requires_grad_()
-    total = sum(
-        weight * gradient(success_rate(theta, context), theta)
-        for context, weight in zip(contexts, weights, strict=True)
-    )
-    return total / (len(contexts) * LONGEST)
-
-
-def expected_update(name, n, contexts=(0, 1), loss_mean="constant", extra=0, history=()):
-    """E[-grad loss] over all outcomes of a round of n rollouts in each context, with the real loss
-    and weights.
-
-    extra: rollouts of each context for the statistics only.
-    history: what the windows hold before the round.
-    """
-    theta = THETA.clone().requires_grad_()
-    tokens = [token_logprobs(theta, context) for context in contexts]
-    chances = [arm_logprobs(THETA, context).exp() for context in contexts]
-    rewards_of_arms = RIGHT[list(contexts)]
-    if ADVANTAGES[name].needs == "signs":
-        rewards_of_arms = 2 * rewards_of_arms - 1
-    greedy_arms = torch.stack([chance.argmax() for chance in chances])
-    greedy = rewards_of_arms.gather(1, greedy_arms[:, None]).squeeze(1)
-
-    size = len(contexts)
-    expected_loss = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    for outcome in itertools.product(range(4), repeat=size * (n + extra)):
-        arms = torch.tensor(outcome).view(size, n + extra)
-        chance = math.prod(chances[c][arm].item() for c in range(size) for arm in arms[c])
-        rewards = rewards_of_arms.gather(1, arms)
-        windows = {context: list(history) for context in contexts}
-        histories = bandit.remember(windows, contexts, rewards, 8)
-        round_rewards = RoundRewards(rewards, greedy, histories)
-        advantages = bandit.advantages(name, round_rewards, n).reshape(-1)
-        if not advantages.any():
-            continue
-        trained = arms[:, :n]
-        lengths = LENGTHS[trained].reshape(-1)
-        logprobs = torch.cat([tokens[c][arm] for c in range(size) for arm in trained[c]])
-        owner = torch.arange(size * n).repeat_interleave(lengths)
-        weights = bandit.LOSS_MEANS[loss_mean](lengths, LONGEST).double()
-        value = bandit.loss(logprobs, logprobs.detach(), advantages[owner], weights[owner])
-        expected_loss = expected_loss + chance * value
-    return -gradient(expected_loss, theta)
-
-
-@pytest.mark.parametrize(
-    "name, n", [("reward", 1), ("reward", 2), ("rloo", 2), ("remax", 1), ("remax", 2)]
-)
-def test_unbiased_estimators(name, n):
-    """The raw reward, RLOO and ReMax: the expected update is grad J, the mean of the grad p."""
-    assert torch.allclose(expected_update(name, n), combined([1, 1]), atol=1e-12)
-    assert torch.allclose(expected_update(name, n + 2, [1]), combined([1], [1]), atol=1e-12)
-
-
-def test_centering_shrinks_the_gradient():
-    """By 1 - 1/k for a mean over k rollouts, the own one included."""
-    cases = [
-        ("group-centered", 2, (0, 1), 1 / 2),
-        ("group-centered", 4, (0,), 3 / 4),
-        ("batch-centered", 2, (0, 1), 3 / 4),
-        ("batch-centered", 1, (0, 1), 1 / 2),
-    ]
-    for name, n, contexts, weight in cases:
-        wanted = combined([weight] * len(contexts), contexts)
-        assert torch.allclose(expected_update(name, n, contexts), wanted, atol=1e-12), (name, n)
-
-
-def test_learning_from_one_sign_only():
-    """R is +1 or -1, so grad J is 2 grad p. The right ones alone give half, the wrong ones too."""
-    for name, weight in (("psr", 1), ("raft", 1), ("nsr", 1), ("w-reinforce", 1.1)):
-        wanted = combined([weight] * 2)
-        assert torch.allclose(expected_update(name, 2), wanted, atol=1e-12), name
-
-
-@pytest.mark.parametrize("name", ["group", "window"])
-def test_normalising_by_the_group_reweights_contexts(name):
-    """With two or three rollouts the weights are equal. From four on, contexts that are rarely or
-    nearly always solved weigh more."""
-
-    def weight(p):
-        # One right of four: std 1/2, A = 1.5 and -0.5. Two: A = 0.866 and -0.866. Three: A = 0.5
-        # and -1.5. Without epsilon.
-        q, both = 1 - p, 0.5 + math.sqrt(0.75)
-        return 1.5 * q**3 + 3 * p * q**2 * both + 3 * p**2 * q * both + 1.5 * p**3
-
-    weights = [weight(p) for p in success_rates()]
-    assert abs(weights[0] - weights[1]) > 0.01
-    for c in (0, 1):
-        got = expected_update(name, 4, [c])
-        assert torch.allclose(got, combined([weights[c]], [c]), atol=1e-5)
-        assert not torch.allclose(got, combined([weights[1 - c]], [c]), atol=3e-4)
-
-
-def test_extra_rollouts_serve_the_statistics_only():
-    """1 trained + 2 extra: the weight of a group of three (2 / sqrt(3) at any p), the gradient of
-    one rollout."""
-    group = expected_update("group", 1, [0], extra=2)
-    assert torch.allclose(group, combined([2 / math.sqrt(3)], [0]), atol=1e-5)
-    rloo = expected_update("rloo", 1, [1], extra=2)
-    assert torch.allclose(rloo, combined([1], [1]), atol=1e-12)
-
-
-def test_window_with_a_history():
-    """The window 1 0 0 R: with R = 1 mean 1/2 and std 0.577, so A = 0.866; with R = 0 mean 1/4 and
-    std 1/2, so A = -0.5."""
-    got = expected_update("window", 1, [0], history=(1.0, 0.0, 0.0))
-    assert torch.allclose(got, combined([math.sqrt(0.75) + 0.5], [0]), atol=1e-5)
-
-
-CENTERED = [
-    name
-    for name, row in ADVANTAGES.items()
-    if row.needs in ("group", "batch", "window") and "- mean" in row.formula
-]
-
-
-@pytest.mark.parametrize("name", CENTERED)
-def test_no_spread_no_advantage(name):
-    """Equal rewards give exactly 0, also where their mean is rounded. Previously the rounding error
-    was divided by epsilon, which made a strong signal of it."""
-    rewards = torch.full((3, 7), 0.1)
-    round_rewards = RoundRewards(rewards, windows=rewards.tolist())
-    assert not ADVANTAGES[name].compute(round_rewards).any()
-
-
-def test_filtered_groups_reweight_contexts():
-    for c, p in enumerate(success_rates()):
-        weight = 1 - p**3  # the chance that the other three are not all right too
-        got = expected_update("reinforce-rej", 4, [c])
-        assert torch.allclose(got, combined([weight], [c]), atol=1e-12)
-
-
-def test_group_mean_as_the_advantage():
-    """Only a rollout's own share of the mean correlates with it."""
-    for name in ("group-mean", "window-mean"):
-        assert torch.allclose(expected_update(name, 2), combined([1 / 2] * 2), atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ADVANTAGES)
-def test_exact_weight_is_that_of_the_enumeration(name):
-    one, two = success_rates()
-    weights = [tabular.exact_weight(name, one, 2, two), tabular.exact_weight(name, two, 2, one)]
-    if name == "remax":
-        # exact_weight takes the greedy arm to be right where p > 1/2, which is not so here. With
-        # any baseline the weight is 1.
-        weights = [1, 1]
-    assert torch.allclose(expected_update(name, 2), combined(weights), atol=1e-6)
+# --- the means over tokens, by enumeration --------------------------------------------------------
 
 
 def test_length_bias_of_the_means():
@@ -263,11 +71,36 @@ def test_advantages_by_hand():
     spread = math.sqrt((0.75**2 + 3 * 0.25**2 + 4 * 0.5**2) / 7)  # of R - mean_G over the batch
     assert compute("reinforce++-baseline")[1, 0].item() == pytest.approx(0.5 / spread, abs=1e-5)
 
+    # Three right of four: mean 3/4. None: 0, and not 0/0.
+    shares = ADVANTAGES["maxrl"].compute(RoundRewards(torch.tensor([[1.0, 1, 1, 0], [0] * 4])))
+    assert torch.allclose(shares, torch.tensor([[1 / 3, 1 / 3, 1 / 3, -1], [0] * 4]))
+
     groups = torch.tensor([[1.0, 1], [0, 0], [1, 0]])
     round_rewards = RoundRewards(groups, greedy=torch.tensor([1.0, 0, 1]))
     mixed_only = ADVANTAGES["reinforce-rej"].compute(round_rewards)
     assert mixed_only.tolist() == [[0, 0], [0, 0], [1, 0]]
     assert ADVANTAGES["remax"].compute(round_rewards).tolist() == [[0, 0], [0, 0], [0, -1]]
+
+
+def test_lengths_and_logprobs_by_hand():
+    """Tokens 1, 2, 3 with log pi -2, -1, -5. opo: the mean is (1 + 3) / 6. least-variance: of the
+    others 5/6, 5/7 and 2/3."""
+    rollouts = [
+        Rollout([7], [-2.0], False),
+        Rollout([7, 8], [-0.25, -0.75], False),
+        Rollout([7, 8, 9], [-1.0, -1.0, -3.0], True),
+    ]
+    measured = bandit.lengths_and_logprobs(rollouts, 3)
+    assert [values.tolist() for values in measured] == [[[1, 2, 3]], [[-2, -1, -5]]]
+    round_rewards = RoundRewards(torch.tensor([[1.0, 0, 1]]), None, None, *measured)
+    by_length = ADVANTAGES["opo"].compute(round_rewards)[0].tolist()
+    assert by_length == pytest.approx([1 / 3, -2 / 3, 1 / 3])
+    by_logprob = ADVANTAGES["least-variance"].compute(round_rewards)[0].tolist()
+    assert by_logprob == pytest.approx([1 - 5 / 6, -1, 1 - 2 / 3], abs=1e-5)
+
+    # A policy that is sure of everything: all count the same, as in rloo.
+    sure = round_rewards._replace(logprobs=torch.zeros(1, 3))
+    assert torch.allclose(bandit.least_variance(sure), bandit.rloo(sure))
 
 
 def test_one_rollout_and_seven_for_its_baseline():

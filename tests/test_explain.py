@@ -102,6 +102,10 @@ def test_every_advantage_can_be_shown(name):
     assert (args.wrong_reward < 0) == (bandit.ADVANTAGES[name].needs == "signs")
 
 
+def test_an_advantage_may_be_called_by_its_other_name():
+    assert explain.parse(["--advantage", "psr"]).advantage == "raft"
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 

@@ -95,7 +95,9 @@ def check(advantage, rollouts=1, batch_size=32, **settings):
     ({"advantage": "window"}, "needs --window"),
     ({"advantage": "window", "rollouts": 16, "window": 8}, "cannot hold"),
     ({"advantage": "reward", "window": 8}, "of no use"),
-    ({"advantage": "psr"}, "it is --advantage reward"),
+    ({"advantage": "raft"}, "it is --advantage reward"),
+    ({"advantage": "maxrl"}, "write --advantage reward"),
+    ({"advantage": "maxrl", "rollouts": 8, "wrong_reward": -1.0}, "--wrong-reward -1 must be 0"),
     ({"advantage": "nsr"}, "nothing to learn"),
     ({"advantage": "reward", "wrong_reward": 1.0}, "must be above"),
 ])  # fmt: skip
@@ -108,7 +110,8 @@ def test_settings_that_cannot_mean_what_they_say(settings, message):
 def test_settings_of_the_paper_are_accepted():
     check("group", baseline_rollouts=7)
     check("window", batch_size=256, window=8)
-    check("psr", rollouts=8, wrong_reward=-1.0)
+    check("raft", rollouts=8, wrong_reward=-1.0)
+    check("maxrl", rollouts=1, baseline_rollouts=7)
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)

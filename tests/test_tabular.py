@@ -1,4 +1,4 @@
-"""The tabular bandit. That exact_weight is the expected update is tested in test_bandit.py."""
+"""The tabular bandit. That exact_weight is the expected update is tested in test_estimators.py."""
 
 import pytest
 import torch
@@ -35,16 +35,19 @@ def test_learning_has_less_regret_than_never_learning():
         assert tabular.regret(bandit, name, lr=16) < 0.5 * never
 
 
-@pytest.mark.parametrize("name", ["reward", "rloo", "remax"])
-def test_unbiased_advantages_have_weight_one(name):
-    for p in (0.05, 0.5, 0.95):
-        assert tabular.exact_weight(name, p) == pytest.approx(1, abs=1e-6)
-
-
 def test_the_table_has_a_line_for_each_advantage(monkeypatch, capsys):
+    """By default for all, else for those that are named."""
     monkeypatch.setattr(tabular, "SEEDS", range(2))
     monkeypatch.setattr(tabular, "ROUNDS", 2)
-    tabular.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[-len(ADVANTAGES) :]] == list(ADVANTAGES)
+    for words, names in (([], list(ADVANTAGES)), (["psr", "opo"], ["raft", "opo"])):
+        tabular.main(words)
+        lines = capsys.readouterr().out.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("(never learning)"))
+        assert [line.split()[0] for line in lines[start + 1 :]] == names
     assert max(map(len, tabular.INTRODUCTION.splitlines())) <= 100
+
+
+def test_an_unknown_advantage_is_refused_in_a_sentence(capsys):
+    with pytest.raises(SystemExit):
+        tabular.main(["rlo"])
+    assert "rlo is no advantage; there are: " in capsys.readouterr().err

@@ -110,6 +110,7 @@ def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
         assert line["truncated"] == np.mean([one.truncated for one in rollouts])
         assert line["entropy"] == pytest.approx(-np.mean(logprobs))
         assert line["zero_advantage"] == equal.mean()
+        assert line["unmixed_groups"] == np.mean(right[::2] == right[1::2])
         assert line["kl"] is None
         assert 0 <= line["sampler_mismatch"] <= line["largest_sampler_mismatch"] < 1e-3
         for part in ("sampling", "reward", "update"):
@@ -125,6 +126,7 @@ def test_the_log_of_a_round(small_run, coin_verifier, monkeypatch):
 def test_regret_adds_up_the_wrong_rollouts(finished_run):
     lines = read_log(finished_run)
     assert [line["round"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["unmixed_groups"] is None for line in lines)  # one rollout a query
     wrong = [round(8 * (1 - line["accuracy"])) for line in lines]
     assert [line["regret"] for line in lines] == list(np.cumsum(wrong))
 

@@ -25,7 +25,7 @@ import bandit
 import evaluate
 import rollout
 import train
-from infra import models
+from infra import curve, distributed, models
 from infra.checkpoint import list_checkpoints
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -193,6 +193,27 @@ def test_there_is_a_reference_only_with_a_kl(small_run, coin_verifier, monkeypat
     # The base model is the reference, or it is loaded again.
     assert with_kl.load_base_model() is with_kl.reference
     assert torch.equal(flatten(without.load_base_model()), flatten(with_kl.reference))
+
+
+def test_the_curve_can_be_watched_while_a_run_goes_on(small_run, coin_verifier, monkeypatch):
+    """It is drawn at each evaluation on the way and at the end, by the main process only, from the
+    rounds and evaluations so far."""
+    drawn = []
+
+    def draw(folder):
+        last = [read_log(folder, name)[-1]["round"] for name in ("metrics", "evals")]
+        drawn.append(tuple(last))
+
+    monkeypatch.setattr(curve, "draw_curve", draw)
+    small_run("a")  # six rounds, an evaluation every two
+    assert drawn == [(2, 2), (4, 4), (6, 6)]
+
+    calls = record_calls(monkeypatch, train, "train")
+    small_run("b", "--rounds", "1")
+    ((_, state, _), _, _) = calls[0]
+    monkeypatch.setattr(distributed, "is_main_process", lambda: False)
+    state.draw_curve()
+    assert len(drawn) == 4
 
 
 # --- what a run leaves behind ---------------------------------------------------------------------
