@@ -6,9 +6,10 @@
     torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
 
 Each round takes a batch of queries, samples completions (rollout.py), lets the verifier judge them
-(reward.py), turns rewards into advantages and takes one optimizer step (bandit.py). The defaults
-are the minimalist baseline of arXiv:2601.22532: 32 queries, one rollout each, the raw 0/1 reward.
-A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS below).
+(reward.py, or your file: --reward), turns rewards into advantages and takes one optimizer step
+(bandit.py). The defaults are the minimalist baseline of arXiv:2601.22532: 32 queries, one rollout
+each, the raw 0/1 reward. A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS
+below).
 
 What differs from the paper's scripts: the loss is the token mean of the whole batch (theirs
 averages the token means of micro-batches of four); runs have a seed; any spelling of the right
@@ -32,6 +33,7 @@ import evaluate
 import rollout
 from infra import distributed, flags, memory, models, run_folder
 from infra.forecast import Forecast
+from infra.reward_file import RewardFileError
 from infra.seeding import Purpose, permutation, seed_for
 from infra.train_state import TrainState
 
@@ -84,6 +86,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="torch.compile the sampler's step; pays on a GPU in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
+    flag("--reward", metavar="FILE.py",
+         help="a file of yours with score(completion, query), which says what is paid and what is "
+              "right: docs/your_own.md. A truncated completion comes without a last answer that "
+              "may be half a number. Advantages that need signs read those of what it pays "
+              "(default: the verifier, with the two amounts below)")
     flag("--right-reward", type=finite, default=1.0, help="reward of a right answer")
     flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion")
     flag("--advantage", default="reward", type=bandit.row_name, choices=bandit.ADVANTAGES,
@@ -141,8 +148,9 @@ def parse(argv: list[str] | None = None) -> Namespace:
         flags.check_unused(args, parser)
         flags.check_settings(
             args.advantage, bandit.ADVANTAGES[args.advantage].needs, args.batch_size,
-            args.rollouts, args.baseline_rollouts, args.window, args.right_reward,
-            args.wrong_reward,
+            args.rollouts, args.baseline_rollouts, args.window,
+            # A file may pay both signs, which is unknown before it runs.
+            *((1.0, -1.0) if args.reward else (args.right_reward, args.wrong_reward)),
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
@@ -175,16 +183,16 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
 
         # 3. Rewards: what each verdict pays, [B, n].
         with state.timer("reward"):
-            grades = evaluate.grade(state.tokenizer, queries, rollouts)
-            greedy_grades = evaluate.grade(state.tokenizer, queries, greedy)
-            rewards = to_rewards(args, grades).view(len(queries), n)
+            grades = evaluate.grade(state.tokenizer, queries, rollouts, state.score)
+            greedy_grades = evaluate.grade(state.tokenizer, queries, greedy, state.score)
+            rewards = torch.tensor(grades.paid).float().view(len(queries), n)
 
         # 4. Advantages of the rollouts to train on, [B, args.rollouts].
         with state.timer("update"):
             windows = state.windows.copy()  # kept only if the update succeeds
             keys = [query.prompt for query in queries]
             histories = bandit.remember(windows, keys, rewards, args.window)
-            greedy_rewards = to_rewards(args, greedy_grades)
+            greedy_rewards = torch.tensor(greedy_grades.paid).float()
             measured = bandit.lengths_and_logprobs(rollouts, n)
             round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories, *measured)
             advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)
@@ -239,11 +247,6 @@ def next_batch(args: Namespace, sets: data.ProblemSets, number: int) -> tuple[li
     order = permutation(args.seed, Purpose.ORDER, epoch, size=len(sets.train))
     chosen = order[place * args.batch_size : (place + 1) * args.batch_size]
     return [sets.train[i] for i in chosen], [sets.train_prompts[i] for i in chosen]
-
-
-def to_rewards(args: Namespace, grades: evaluate.Grades) -> torch.Tensor:
-    """--right-reward for each right verdict, --wrong-reward for any other; flat, float32."""
-    return torch.tensor(np.where(grades.right, args.right_reward, args.wrong_reward)).float()
 
 
 def to_batch(
@@ -317,7 +320,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         # All processes write to the main one's folder; each looked for an unused name by itself.
         args.out = distributed.all_gather(args.out)[0]
-        state = distributed.raise_on_all_ranks(TrainState, args)
+        amounts = args.right_reward, args.wrong_reward
+        score = distributed.raise_on_all_ranks(evaluate.scorer, args.reward, *amounts)
+        state = distributed.raise_on_all_ranks(TrainState, args, score)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
@@ -337,6 +342,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
     """The error as a sentence for the user; raised again if the user did not cause it."""
+    if isinstance(error, RewardFileError) and state is not None:
+        return state.reward_failed(error)
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:

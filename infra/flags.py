@@ -78,6 +78,11 @@ def check_unused(args: argparse.Namespace, parser: FlagParser) -> None:
     def is_changed(name: str) -> bool:
         return getattr(args, name) != parser.get_default(name)
 
+    if args.reward and (is_changed("right_reward") or is_changed("wrong_reward")):
+        raise ValueError(
+            "--right-reward and --wrong-reward are what the verifier pays: with --reward "
+            f"{args.reward} that file says what is paid"
+        )
     if is_changed("kl_estimator") and not args.kl:
         raise ValueError(f"--kl-estimator {args.kl_estimator} is of no use without --kl")
     if args.epochs_per_round == 1 and (is_changed("clip_low") or is_changed("clip_high")):

@@ -123,6 +123,8 @@ class RunFolder:
             "commit": commit(),
             "processes": distributed.world_size(),
         }
+        if errors := self.read_config().get("reward_errors"):
+            versions["reward_errors"] = errors
         write_json(self.path / "config.json", kept | versions)
 
     def holds_a_run(self) -> bool:
@@ -131,17 +133,41 @@ class RunFolder:
 
     def check_flags(self) -> None:
         """Raise ValueError unless the folder holds a run of the same flags."""
-        try:
-            before = json.loads((self.path / "config.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            raise ValueError(f"--resume: there is no run in {self.path}") from None
+        before = self.read_config()
+        if not before:
+            raise ValueError(f"--resume: there is no run in {self.path}")
+        has_raised = {error["hash"] for error in before.get("reward_errors", [])}
         for name, value in self.flags.items():
             if name in ("rounds", *NEVER_COMPARED, *CHANGEABLE) or before.get(name) == value:
                 continue
+            if name == "reward" and value and before.get(name):  # the hash decides, not the path
+                continue
+            if name == "reward_hash" and before[name] in has_raised:  # it may have been mended
+                continue
+            if name == "reward_hash":
+                raise ValueError(
+                    f"--resume: {self.flags['reward']} is not the reward file of the run in "
+                    f"{self.path}: its sha256 is {value[:12]}, the run's is {before[name][:12]}"
+                )
             flag = "--" + name.replace("_", "-")
             raise ValueError(
                 f"--resume: the run in {self.path} has {flag} {before.get(name)}, not {value}"
             )
+
+    def read_config(self) -> dict:
+        """config.json; empty if there is none that can be read."""
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def note_reward_error(self, round_number: int, message: str) -> None:
+        """Write into config.json that the reward file raised, so that it may be mended."""
+        if distributed.is_main_process():
+            config = self.read_config()
+            error = {"round": round_number, "hash": config["reward_hash"], "error": message}
+            config["reward_errors"] = [*config.get("reward_errors", []), error]
+            write_json(self.path / "config.json", config)
 
     def append(self, name: str, line: dict) -> None:
         """Add a line to NAME.jsonl."""

@@ -5,6 +5,7 @@ A run that was killed and resumed equals one that was never stopped: seeds deriv
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
@@ -27,12 +28,14 @@ class TrainState:
     """The policy and its optimizer, the reward windows, the counters, and the run's folder.
 
     args: the flags of train.py.
+    score: what evaluate.grade calls; that of a file has a hash, which becomes part of the flags.
     Raises ValueError, in one sentence, for flags that cannot be run.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.folder = RunFolder(args.out, vars(args))
+    def __init__(self, args: argparse.Namespace, score: Callable):
+        self.args, self.score = args, score
+        reward_hash = getattr(score, "hash", None)
+        self.folder = RunFolder(args.out, vars(args) | {"reward_hash": reward_hash})
         self.timer, self.stop = Timer(), StopRequest()
         self.round = self.rollouts = self.tokens = self.regret = 0
         self.seconds = 0.0
@@ -146,6 +149,17 @@ class TrainState:
         write_json(path / "summary.json", summary)
         self.draw_curve()
         print(curve.account(path))
+
+    def reward_failed(self, error: ValueError) -> str:
+        """A sentence on the error in the reward file. Saves the rounds so far.
+
+        Neither a round nor an evaluation has changed anything before all rewards are there. With
+        several processes it is unknown whether all are here, and saving needs all of them.
+        """
+        if distributed.world_size() == 1 and self.evaluated >= 0:
+            self.save()
+        self.folder.note_reward_error(self.round, str(error))
+        return f"{error}; mend it, then --resume --out {self.folder.path} goes on"
 
     def out_of_memory(self, cached_tokens: int | None) -> str:
         """A sentence on what to lower. Saves the rounds so far, unless a step was half taken.

@@ -25,7 +25,7 @@ def test_both_schemas(tmp_path):
     row = {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"}
     (query,) = data.load(write_rows(tmp_path / "a.jsonl", row), "train")
     instruction = 'Let\'s think step by step and output the final answer after "####".'
-    assert query == data.Query(f"2+2? {instruction}", "4", "####", None)
+    assert query == data.Query(f"2+2? {instruction}", "4", "####", None, row)
 
     row = {
         "problem": "Half?",
@@ -35,7 +35,7 @@ def test_both_schemas(tmp_path):
     }
     (query,) = data.load(write_rows(tmp_path / "b.jsonl.gz", row), "train")
     instruction = r"Let's think step by step and output the final answer within \boxed{}."
-    assert query == data.Query(f"Half? {instruction}", r"\frac{1}{2}", "boxed", 3)
+    assert query == data.Query(f"Half? {instruction}", r"\frac{1}{2}", "boxed", 3, row)
 
 
 def test_rows_without_an_answer_are_dropped_and_counted(tmp_path, capsys):
@@ -171,6 +171,7 @@ def load_sets(tokenizer, **flags):
         "queries": None,
         "seed": 0,
         "batch_size": 32,
+        "reward": None,
     }
     return data.load_sets(Namespace(**(defaults | flags)), tokenizer)
 

@@ -125,6 +125,8 @@ def test_every_advantage_has_settings_that_are_accepted(name):
     ({"kl_estimator": "k1"}, "--kl-estimator k1 is of no use without --kl"),
     ({"clip_high": 0.28}, "give --epochs-per-round too"),
     ({"clip_low": 0.1}, "give --epochs-per-round too"),
+    ({"reward": "mine.py", "wrong_reward": -1.0}, "with --reward mine.py that file says what"),
+    ({"reward": "mine.py"}, None),
     ({"kl_estimator": "k1", "kl": 0.1}, None),
     ({"clip_high": 0.28, "epochs_per_round": 2}, None),
     ({}, None),
@@ -132,6 +134,7 @@ def test_every_advantage_has_settings_that_are_accepted(name):
 def test_flags_that_would_do_nothing(changed, message):
     defaults = {
         "kl": 0.0, "kl_estimator": "k3", "clip_low": 0.2, "clip_high": 0.2, "epochs_per_round": 1,
+        "reward": None, "right_reward": 1.0, "wrong_reward": 0.0,
     }  # fmt: skip
     parser = flags.FlagParser()
     parser.set_defaults(**defaults)

@@ -155,7 +155,7 @@ def test_the_norms_of_scores(checkpoint, monkeypatch):
 
     def grade(tokenizer, queries, rollouts):
         right = [i % 3 == 0 for i in range(len(rollouts))]
-        return evaluate.Grades(np.array(right), None, None)
+        return evaluate.Grades(np.array(right), None, None, None)
 
     monkeypatch.setattr(evaluate, "grade", grade)
     chosen, rollouts, rewards = probe.sample_round(policy, 8, 1, probe.SCORE_SEED)
