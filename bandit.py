@@ -128,12 +128,6 @@ def least_variance(round_rewards: RoundRewards) -> torch.Tensor:
     return zero_without_spread(rewards - mean_of_others, rewards)
 
 
-def is_mixed(rewards: torch.Tensor) -> torch.Tensor:
-    """[B, 1]: whether a query has both right (the highest reward) and wrong rollouts."""
-    right = rewards == rewards.max()
-    return right.any(dim=1, keepdim=True) & ~right.all(dim=1, keepdim=True)
-
-
 def window(round_rewards: RoundRewards) -> torch.Tensor:
     """Equation (6) with each query's window as the sample, [B, n + m].
 
@@ -250,7 +244,7 @@ ADVANTAGES = {
     "w-reinforce": Advantage(lambda r: torch.where(r.rewards > 0, 0.1 * r.rewards, r.rewards),
                              "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347",
                              gradient_times(lambda G, B: 1.1)),
-    "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
+    "reinforce-rej": Advantage(lambda r: zero_without_spread(r.rewards, r.rewards), "group",
                                "R; 0 where G is all right or wrong", "arXiv:2504.11343",
                                reweighted(lambda p, G, B: 1 - p ** (G - 1)), needs_spread=True),
     "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532",

@@ -153,7 +153,7 @@ def account(folder: Path | str) -> str:
         *examples_in_words(read_lines(folder / "samples.jsonl")),
         "",
         *(gain_in_words(split, summary, evals) for split in ("train", "test")),
-        split_in_words(summary),
+        *([] if config.get("reward") else [split_in_words(summary)]),  # a file knows no format
         *sharpening_in_words(summary, read_lines(folder / "metrics.jsonl")),
         *pass_at_k_in_words(summary, queries),
         f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "

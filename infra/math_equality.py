@@ -281,7 +281,7 @@ IN_MATH = token_pattern("[A-Za-z]+")
 IN_TEXT = token_pattern(r"[A-Za-z] (?: [A-Za-z'-] | \.(?=[A-Za-z]) )* \.?")  # two-digit, p.m.
 ONLY_LETTERS = re.compile("[A-Za-z' -]*")
 LOWER_CASE_WORD = re.compile("[a-z]{4}")
-PLAIN_WORDS = re.compile("[A-Za-z, ]*")
+PLAIN_WORDS = re.compile(r"\{*[A-Za-z, ]*\}*")
 LETTERS_IN_TEXT = re.compile(r"\A\\text\{([A-Za-z ]+)\}\Z")  # \text{go}, which go is equal to
 
 OPENING = ("(", "[", "{", "\\{")
@@ -327,14 +327,15 @@ def tokenize(text: str, in_text: bool = False) -> list[Token]:
 def is_plain_word(letters: str) -> bool:
     """Is it dog, rather than the product abc, the name ABC or the function sin?
 
-    Three letters are a word, unless they are neighbours in the alphabet.
+    Three letters with a vowel are a word, unless they are neighbours in the alphabet.
     """
     if len(letters) < 3 or letters.isupper() or letters in COMMANDS_WITHOUT_BACKSLASH:
         return False
     lower = letters.lower()
     places = sorted(map(ord, lower))
     are_neighbours = len(letters) == 3 and places == list(range(places[0], places[0] + 3))
-    return not are_neighbours and lower not in SHORT_WORDS and lower != "and"
+    has_vowel = bool(set(lower) & set("aeiouy"))
+    return has_vowel and not are_neighbours and lower not in SHORT_WORDS and lower != "and"
 
 
 def number_tokens(value: str, open_brackets: list[str]) -> list[Token]:
