@@ -200,7 +200,7 @@ class Advantage(NamedTuple):
     needs_spread: bool = False  # whether rewards that are all equal give exactly 0
 
 
-# To add an advantage, add a row and run tests/test_estimators.py (CONTRIBUTING.md).
+# To add an advantage, add a row and run tests/test_estimators.py (docs/your_own.md).
 ADVANTAGES = {
     "reward": Advantage(lambda r: r.rewards, "", "R", "the paper's baseline, arXiv:2601.22532",
                         gradient_times(lambda G, B: 1)),

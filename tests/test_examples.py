@@ -51,7 +51,8 @@ def test_the_examples_train(name, tmp_path, problems, monkeypatch):
         lines.main(folder)
     command = [
         "--data", folder, "--reward", ROOT / "examples" / f"{name}.py", "--rounds", 2,
-        "--batch-size", 16, "--eval-limit", 8, "--eval-samples", 1, "--eval-every", 0, "--out", tmp_path / "run",
+        "--batch-size", 16, "--eval-limit", 8, "--eval-samples", 1, "--eval-every", 0,
+        "--out", tmp_path / "run",
     ]  # fmt: skip
     train.main([str(word) for word in command])
     for line in read_log(tmp_path / "run"):
