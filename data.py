@@ -17,6 +17,7 @@ import sys
 from argparse import Namespace
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from infra import flags
@@ -107,9 +108,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, queries: list[Query]) -> list[lis
     prompts = []
     for query in queries:
         turns = [{"role": "user", "content": query.prompt}]
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, chat_template=template, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, chat_template=template, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the model's chat template refuses a question ({error})") from None
+        if query.prompt.strip() not in text:
+            raise ValueError("the model's chat template leaves out the question")
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompts
 

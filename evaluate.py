@@ -276,7 +276,7 @@ def compare(args: Namespace) -> None:
     """Print what the flags ask for; raise ValueError, in one sentence, for bad ones."""
     queries = data.load(args.data, args.split)[: args.queries]
     names = [name for name in (args.model, args.against) if name]
-    loaded = {name: models.load(name, dtype=models.compute_dtype()) for name in names}
+    loaded = {name: rollout.load(name, dtype=models.compute_dtype()) for name in names}
     models.set_threads(loaded[args.model][0])
     if args.out:
         Path(args.out).write_text("")  # fail now, not after the sampling

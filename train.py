@@ -311,6 +311,8 @@ def main(argv: list[str] | None = None) -> None:
         # All processes write to the main one's folder; each looked for an unused name by itself.
         args.out = distributed.all_gather(args.out)[0]
         state = distributed.raise_on_all_ranks(TrainState, args)
+        checked = args.model, state.model, bandit.completion_logprobs
+        distributed.raise_on_all_ranks(rollout.check, *checked)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)

@@ -47,7 +47,6 @@ class TrainState:
         args = self.args
         self.model, self.tokenizer = models.load(args.model)
         models.set_threads(self.model, args.threads)
-        models.check_head(self.model)
         if args.gradient_checkpointing:
             models.recompute_layers(self.model)
         self.dtype = getattr(torch, args.dtype) if args.dtype else models.compute_dtype()
