@@ -135,14 +135,15 @@ def evaluate_run(
 ) -> None:
     """Write this round's two lines (train, test) to evals.jsonl."""
     state.timer.enter("evaluation")
-    results = []
+    lines, results = [], []
     limit = args.eval_limit
     for split, queries in (("train", sets.train[:limit]), ("test", sets.test[:limit])):
         line = evaluate_split(args, state, split, queries, before_or_after)
         # JSON has no nan, which is the standard error of a single query.
         line = {key: None if value != value else value for key, value in line.items()}
-        state.folder.append("evals", line)
+        lines.append(line)
         results.append(f"{split} {line['pass@1']:.3f}{plus_minus(line['se'])}")
+    state.folder.append("evals", *lines)  # together, so that a log holds whole evaluations
     state.evaluated = state.round
     state.timer.enter("sampling")
     tqdm.write(f"round {state.round:>4}: pass@1 " + ", ".join(results))

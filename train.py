@@ -314,6 +314,10 @@ def main(argv: list[str] | None = None) -> None:
         checked = args.model, state.model, bandit.completion_logprobs
         distributed.raise_on_all_ranks(rollout.check, *checked)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
+        prompts = sets.train_prompts + data.encode(state.tokenizer, sets.test)
+        distributed.raise_on_all_ranks(
+            models.check_prompts, state.model, prompts, args.max_new_tokens
+        )
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
         print(
@@ -328,10 +332,15 @@ def main(argv: list[str] | None = None) -> None:
         distributed.wait_and_exit()
     except (ValueError, OSError, RuntimeError) as error:
         distributed.exit_with_error("train.py", to_sentence(error, state))
+    finally:
+        if state:
+            state.folder.release()
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
     """The error as a sentence for the user; raised again if the user did not cause it."""
+    if isinstance(error, OSError) and state and state.saved >= 0:
+        return f"{error}; --resume --out {state.args.out} goes on from round {state.saved}"
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:
