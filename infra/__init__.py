@@ -2,6 +2,7 @@
 
 train_state.py         everything that changes during a run: saved, resumed, finished
 run_folder.py          a run's folder: its flags, its logs, its clock, the request to stop
+queue.py               the queue of ablate.sh: runs, skips, resumes and reports
 checkpoint.py          checkpoints that survive a kill at any moment
 curve.py               the figure of one run and its account in words
 seeding.py             one seed for each purpose and round
