@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from infra import flags
 from infra.rows import is_its_own_test_set, open_rows
 from infra.seeding import Purpose, permutation
-from reward import extract_answer
+from reward import LONGEST_BOX, extract_answer
 
 # What the paper's scripts append to each question (arXiv:2601.22532, the authors' data files).
 INSTRUCTION = {
@@ -65,6 +65,9 @@ def load(name: str, split: str) -> list[Query]:
         print(f"{where}: {dropped} (line {shown}{more})", file=sys.stderr)
     if not queries:
         raise ValueError(f"{where} holds no usable row")
+    if too_long := sum(len(query.gold) > LONGEST_BOX for query in queries):
+        print(f"{where}: {too_long} answers have more than the {LONGEST_BOX:,} characters that the "
+              "verifier reads", file=sys.stderr)  # fmt: skip
     return queries
 
 
@@ -154,9 +157,9 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     )
     if args.levels:
         train = [query for query in train if query.level in args.levels]
-        if not train:
+        if missing := set(args.levels) - {query.level for query in train}:
             levels = " ".join(map(str, args.levels))
-            raise ValueError(f"--levels {levels}: no query of {args.data} is of these")
+            raise ValueError(f"--levels {levels}: no query of {args.data} is of {min(missing)}")
     if args.queries:
         if args.queries > len(train):
             raise ValueError(f"--queries {args.queries} is more than the {len(train)} there are")
@@ -166,6 +169,9 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         raise ValueError(
             f"--batch-size {args.batch_size} is more than the {len(train)} queries of the train set"
         )
+    if end := sum((tokenizer.eos_token or "\0") in query.prompt for query in train + test):
+        print(f"{args.data}: {end} questions hold {tokenizer.eos_token}, which the model reads as "
+              "the end of a turn", file=sys.stderr)  # fmt: skip
     if is_its_own_test_set(args.data):
         print(
             f"{args.data} has no test set beside it (a file of the same name with test for train): "

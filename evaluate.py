@@ -11,6 +11,9 @@ one sample a query, as the paper evaluates, they include the noise of sampling. 
 compared query by query (paired), so what makes a query hard cancels.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import json
 import math
 import re
@@ -261,11 +264,13 @@ def main() -> None:
     flag("--split", default="test", choices=["train", "test"])
     flag("--queries", type=count, help="only the first K queries (default: all)")
     flag("--samples", type=count, default=16, help="completions a query")
-    flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
+    flag("--temperature", type=flags.within(0.01, 100.0), default=1.0,
+         help="greedy is always shown too")
     flag("--max-new-tokens", type=count, default=64, help="train.py's is 1024 if not tiny")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
-    flag("--out", help="a file for one JSON line per query and model (default: none)")
+    flag("--out", type=flags.path,
+         help="a file for one JSON line per query and model (default: none)")
     args = parser.parse_args()
     try:
         compare(args)

@@ -17,6 +17,9 @@ Left out: beam search and top-p (another policy than the one trained); a paged c
 a prompt's keys for all its rollouts (they need kernels); speculative decoding (a second model).
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import contextlib
 import sys
 import weakref
@@ -444,8 +447,10 @@ if __name__ == "__main__":
     add("--rollouts", type=flags.at_least(1), default=3, help="completions per query")
     add("--temperature", type=flags.at_least(0.0), default=1.0, help="0 is greedy")
     add("--max-new-tokens", type=flags.at_least(1), default=64, help="truncate completions here")
-    add("--cache-tokens", type=int, help="bound on the memory: tokens in the cache at a time")
-    add("--seed", type=int, default=0, help="the same seed gives the same completions")
+    add("--cache-tokens", type=flags.at_least(1),
+        help="bound on the memory: tokens in the cache at a time")
+    add("--seed", type=flags.at_least(0), default=0,
+        help="the same seed gives the same completions")
     args = parser.parse_args()
     try:
         queries = data.load(args.data, "test")[: args.queries]

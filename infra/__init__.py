@@ -19,3 +19,16 @@ memory.py              how much memory there is, and what to lower when it runs 
 
 Nothing here imports a script of the root or of lab/.
 """
+
+import sys
+
+
+def say_stopped(kind: type, error: BaseException, traceback: object) -> None:
+    """What Python calls when a script ends in an error: Ctrl-C is answered by a sentence."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{sys.argv[0]}: stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = say_stopped

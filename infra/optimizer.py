@@ -108,7 +108,7 @@ def clip_and_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
     if not grad_norm.isfinite():
         raise ValueError(
-            "the gradient is not finite: the learning rate is too high, or a reward too large"
+            "the gradient is not finite: --lr, --kl or a reward is too large"
         )
     optimizer.step()
     changes = [

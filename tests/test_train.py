@@ -210,7 +210,7 @@ def test_defaults_follow_the_models_size(checkpoint):
     (["--right-reward", "inf"], "--right-reward"),
     (["--kl-estimator", "k1"], "--kl-estimator"),
     (["--clip-high", "0.28"], "--epochs-per-round"),
-    (["--lr", "1e30", "--wrong-reward", "-1"], "not finite"),
+    (["--wrong-reward=-1e29"], "--lr, --kl or a reward is too large"),
     (["--queries", "100"], "--queries 100"),
     (["--levels", "9"], "--levels"),
     (["--resume"], "there is no run"),
