@@ -25,7 +25,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from infra import distributed
+from infra import distributed, models
 from infra.optimizer import clip_and_step
 from infra.update_statistics import UpdateStatistics
 
@@ -356,19 +356,19 @@ def completion_logprobs(
         ids[row, : lengths[row]] = torch.tensor(prompt + completion)
         is_completion[row, len(prompt) : lengths[row]] = True
     ids, is_completion = ids.to(model.device), is_completion.to(model.device)
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    output = model.get_decoder()(input_ids=ids, use_cache=False)
     # The hidden state at one place predicts the token at the next.
-    hidden, targets = hidden[:, :-1][is_completion[:, 1:]], ids[is_completion]
-    head = model.get_output_embeddings()
+    hidden = output.last_hidden_state[:, :-1][is_completion[:, 1:]]
+    targets = ids[is_completion]
 
     def logprobs_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden)
+        logits = models.logits_of(model, output, hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     # All logits [rows, length, vocabulary] at once would be the largest tensor by far. So the head
     # is applied to the completion tokens only, a piece at a time, and again in the backward pass.
-    piece = max(1, LOGITS_AT_A_TIME // head.weight.shape[0])
+    piece = max(1, LOGITS_AT_A_TIME // model.get_output_embeddings().weight.shape[0])
     if len(targets) <= piece:
         return logprobs_of(hidden, targets)
     pieces = zip(hidden.split(piece), targets.split(piece), strict=True)

@@ -18,12 +18,13 @@ import sys
 from argparse import Namespace
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from infra import flags
 from infra.rows import is_its_own_test_set, open_rows
 from infra.seeding import Purpose, permutation
-from reward import extract_answer
+from reward import LONGEST_BOX, extract_answer
 
 # What the paper's scripts append to each question (arXiv:2601.22532, the authors' data files).
 INSTRUCTION = {
@@ -67,6 +68,9 @@ def load(name: str, split: str, needs_gold: bool = True) -> list[Query]:
         print(f"{where}: {dropped} (line {shown}{more})", file=sys.stderr)
     if not queries:
         raise ValueError(f"{where} holds no usable row")
+    if too_long := sum(len(query.gold) > LONGEST_BOX for query in queries):
+        print(f"{where}: {too_long} answers have more than the {LONGEST_BOX:,} characters that the "
+              "verifier reads", file=sys.stderr)  # fmt: skip
     return queries
 
 
@@ -115,9 +119,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, queries: list[Query]) -> list[lis
     prompts = []
     for query in queries:
         turns = [{"role": "user", "content": query.prompt}]
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, chat_template=template, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, chat_template=template, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the model's chat template refuses a question ({error})") from None
+        if query.prompt.strip() not in text:
+            raise ValueError("the model's chat template leaves out the question")
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompts
 
@@ -157,9 +166,9 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     )
     if args.levels:
         train = [query for query in train if query.level in args.levels]
-        if not train:
+        if missing := set(args.levels) - {query.level for query in train}:
             levels = " ".join(map(str, args.levels))
-            raise ValueError(f"--levels {levels}: no query of {args.data} is of these")
+            raise ValueError(f"--levels {levels}: no query of {args.data} is of {min(missing)}")
     if args.queries:
         if args.queries > len(train):
             raise ValueError(f"--queries {args.queries} is more than the {len(train)} there are")
@@ -169,6 +178,9 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         raise ValueError(
             f"--batch-size {args.batch_size} is more than the {len(train)} queries of the train set"
         )
+    if end := sum((tokenizer.eos_token or "\0") in query.prompt for query in train + test):
+        print(f"{args.data}: {end} questions hold {tokenizer.eos_token}, which the model reads as "
+              "the end of a turn", file=sys.stderr)  # fmt: skip
     if is_its_own_test_set(args.data):
         print(
             f"{args.data} has no test set beside it (a file of the same name with test for train): "

@@ -11,6 +11,9 @@ one sample a query, as the paper evaluates, they include the noise of sampling. 
 compared query by query (paired), so what makes a query hard cancels.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import json
 import math
 import sys
@@ -157,14 +160,15 @@ def evaluate_run(
 ) -> None:
     """Write this round's two lines (train, test) to evals.jsonl."""
     state.timer.enter("evaluation")
-    results = []
+    lines, results = [], []
     limit = args.eval_limit
     for split, queries in (("train", sets.train[:limit]), ("test", sets.test[:limit])):
         line = evaluate_split(args, state, split, queries, before_or_after)
         # JSON has no nan, which is the standard error of a single query.
         line = {key: None if value != value else value for key, value in line.items()}
-        state.folder.append("evals", line)
+        lines.append(line)
         results.append(f"{split} {line['pass@1']:.3f}{plus_minus(line['se'])}")
+    state.folder.append("evals", *lines)  # together, so that a log holds whole evaluations
     state.evaluated = state.round
     state.timer.enter("sampling")
     tqdm.write(f"round {state.round:>4}: pass@1 " + ", ".join(results))
@@ -285,11 +289,13 @@ def main() -> None:
          help="says what is right, as in train.py (default: the verifier)")
     flag("--queries", type=count, help="only the first K queries (default: all)")
     flag("--samples", type=count, default=16, help="completions a query")
-    flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
+    flag("--temperature", type=flags.within(0.01, 100.0), default=1.0,
+         help="greedy is always shown too")
     flag("--max-new-tokens", type=count, default=64, help="train.py's is 1024 if not tiny")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
-    flag("--out", help="a file for one JSON line per query and model (default: none)")
+    flag("--out", type=flags.path,
+         help="a file for one JSON line per query and model (default: none)")
     args = parser.parse_args()
     try:
         compare(args)
@@ -302,7 +308,7 @@ def compare(args: Namespace) -> None:
     score = scorer(args.reward)
     queries = data.load(args.data, args.split, needs_gold=not args.reward)[: args.queries]
     names = [name for name in (args.model, args.against) if name]
-    loaded = {name: models.load(name, dtype=models.compute_dtype()) for name in names}
+    loaded = {name: rollout.load(name, dtype=models.compute_dtype()) for name in names}
     models.set_threads(loaded[args.model][0])
     if args.out:
         Path(args.out).write_text("")  # fail now, not after the sampling

@@ -17,7 +17,11 @@ answer counts (theirs compares strings). Left out, because the paper has none of
 bonus, a KL in the reward, learning-rate schedules.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import math
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
@@ -49,6 +53,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     parser = flags.FlagParser(description=__doc__)
     count, whole, amount = flags.at_least(1), flags.at_least(0), flags.at_least(0.0)
     positive, finite = flags.above(0.0), flags.above(-math.inf)
+    warmth = flags.within(0.01, 100.0)  # beyond them every token is as good as certain, or as any
     by_size = {
         name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
         for name, (tiny, other) in DEFAULTS.items()
@@ -63,7 +68,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
     flag("--queries", type=count,
          help="train on the first K queries only, after a seeded shuffle (default: all)")
-    flag("--levels", type=int, nargs="+",
+    flag("--levels", type=flags.within(1, 5), nargs="+",
          help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
@@ -73,7 +78,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag("--baseline-rollouts", type=whole, default=0,
          help="extra completions of each query, for the mean and std of its group: no gradient "
               "(7 in the paper's 32 x 1 + 7)")
-    flag("--temperature", type=positive, default=1.0,
+    flag("--temperature", type=warmth, default=1.0,
          help="of sampling, and of the log-probabilities in the loss")
     flag("--max-prompt-tokens", type=count, default=512,
          help="drop queries with longer prompts")
@@ -100,7 +105,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="for --advantage window and window-mean: rewards remembered per query (paper: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
-    flag("--lr", type=positive, help=f"AdamW's learning rate, constant {by_size['lr']}")
+    flag("--lr", type=flags.within(1e-10, 1.0),
+         help=f"AdamW's learning rate, constant {by_size['lr']}")
     flag("--weight-decay", type=amount, default=0.01, help="AdamW's")
     flag("--max-grad-norm", type=positive, default=1.0, help="clip the gradient to this norm")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS,
@@ -108,7 +114,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
               "by completions * --max-new-tokens")
     flag("--epochs-per-round", type=count, default=1,
          help="steps on the same rollouts; the clip matters only above 1")
-    flag("--clip-low", type=amount, default=0.2, help="clip the ratio at 1 minus this")
+    flag("--clip-low", type=amount, default=0.2,
+         help="clip the ratio at 1 minus this; from 1 on there is no lower bound")
     flag("--clip-high", type=amount, default=0.2, help="clip the ratio at 1 plus this (DAPO: 0.28)")
     flag("--kl", type=amount, help=f"factor of the KL term in the loss {by_size['kl']}")
     flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS, help="per token")
@@ -130,16 +137,18 @@ def parse(argv: list[str] | None = None) -> Namespace:
               "gsm8k is 8,792 completions, as many as 275 rounds of 32: see --eval-limit")
     flag("--eval-limit", type=count,
          help="evaluate on the first K queries of each set only (default: all, as the paper does)")
-    flag("--eval-temperature", type=positive, default=1.0,
+    flag("--eval-temperature", type=warmth, default=1.0,
          help="of the samples of evaluations; greedy accuracy is measured too")
     flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after")
     flag("--eval-queries", type=count, default=64, help="test queries for the pass@k")
     flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling")
-    flag("--out", help="the run's folder (default: a new one in runs/, named after changed flags)")
+    flag("--out", type=flags.path,
+         help="the run's folder (default: a new one in runs/, named after changed flags)")
     flag("--resume", action="store_true",
          help="continue the run in --out (default: the newest with these flags)")
     flag("--save-every", type=count, default=50, help="rounds between checkpoints")
-    flag("--threads", type=count, help="CPU threads (default: one for a tiny model, else all)")
+    flag("--threads", type=flags.within(1, os.cpu_count()),
+         help="CPU threads (default: one for a tiny model, else all)")
     # Parse once to learn the model's size, then with the defaults of that size.
     column = 0 if models.is_tiny(parser.parse_args(argv).model) else 1
     parser.set_defaults(**{name: values[column] for name, values in DEFAULTS.items()})
@@ -323,7 +332,13 @@ def main(argv: list[str] | None = None) -> None:
         amounts = args.right_reward, args.wrong_reward
         score = distributed.raise_on_all_ranks(evaluate.scorer, args.reward, *amounts)
         state = distributed.raise_on_all_ranks(TrainState, args, score)
+        checked = args.model, state.model, bandit.completion_logprobs
+        distributed.raise_on_all_ranks(rollout.check, *checked)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
+        prompts = sets.train_prompts + data.encode(state.tokenizer, sets.test)
+        distributed.raise_on_all_ranks(
+            models.check_prompts, state.model, prompts, args.max_new_tokens
+        )
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
         print(
@@ -336,14 +351,19 @@ def main(argv: list[str] | None = None) -> None:
             if distributed.is_main_process():
                 state.finish(evaluate.sample_lines(args, state, sets))
         distributed.wait_and_exit()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         distributed.exit_with_error("train.py", to_sentence(error, state))
+    finally:
+        if state:
+            state.folder.release()
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
     """The error as a sentence for the user; raised again if the user did not cause it."""
     if isinstance(error, RewardFileError) and state is not None:
         return state.reward_failed(error)
+    if isinstance(error, OSError) and state and state.saved >= 0:
+        return f"{error}; --resume --out {state.args.out} goes on from round {state.saved}"
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:

@@ -1,6 +1,5 @@
 """One run as a figure and in words: curve.png, and the account that ends a run."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from infra.intervals import wilson  # noqa: E402
-from infra.run_folder import read_lines  # noqa: E402
+from infra.run_folder import read_json, read_lines  # noqa: E402
 
 # Okabe and Ito's colours, which stay distinct for colour-blind readers and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -38,7 +37,7 @@ def draw_curve(folder: Path | str) -> None:
     The run may still be going on.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     metrics = read_lines(folder / "metrics.jsonl")
     evals = read_lines(folder / "evals.jsonl")
     figure, (left, right) = plt.subplots(
@@ -145,9 +144,9 @@ def plus_minus(error: float | None) -> str:
 def account(folder: Path | str) -> str:
     """What a run learnt, in a few sentences: examples, gains, their split, where the files are."""
     folder = Path(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     evals = read_lines(folder / "evals.jsonl")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     queries = min(config["eval_queries"], len(evals[-1]["right"]))  # of pass@k
     lines = [
         *examples_in_words(read_lines(folder / "samples.jsonl")),

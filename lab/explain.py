@@ -112,8 +112,7 @@ def walk(args: argparse.Namespace) -> Walk:
         last = len(queries) - 1
         raise ValueError(f"--query {args.query}: the queries of {args.data} go from 0 to {last}")
     query = queries[args.query]
-    model, tokenizer = models.load(args.model)
-    models.check_head(model)
+    model, tokenizer = rollout.load(args.model)
     models.set_threads(model)
     reference = models.load(args.model)[0] if args.kl else None
     adamw = optimizer.adamw(optimizer.MasterWeights(model), args.lr)

@@ -380,7 +380,7 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
     queries = data.load(args.data, "train")
     if args.levels:
         queries = [query for query in queries if query.level in args.levels]
-    base, tokenizer = models.load(args.model)
+    base, tokenizer = rollout.load(args.model)
     models.set_threads(base, args.threads)
     prompts = data.encode(tokenizer, queries)
     size = sum(p.numel() for p in base.parameters())

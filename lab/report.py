@@ -13,6 +13,7 @@ ranking.
 import csv
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,12 +21,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infra import flags
 from infra.curve import account, draw_curve, first_and_last
-from infra.flags import FlagParser
 from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
-from infra.run_folder import read_lines
+from infra.run_folder import read_lines, read_text
 from lab.forest import draw_forest
-from lab.report_runs import BASELINE, LONG, PlanLine, Run, Runs, draw_settings, read_pair
+from lab.report_runs import (
+    BASELINE,
+    LONG,
+    PlanLine,
+    Run,
+    Runs,
+    draw_settings,
+    read_pair,
+    reason_of,
+)
 
 QUESTIONS_SHOWN = 2  # in the samples of a setting
 DIRECT = [  # two settings that differ in one thing; neither is the baseline
@@ -264,15 +274,24 @@ def samples_in_words(run: Run) -> list[str]:
     for query in range(QUESTIONS_SHOWN):
         samples = [line for line in lines if line["query"] == query]
         if samples:
-            question = samples[0]["prompt"].split(" Let")[0]
-            text.append(f"**{question}** (answer: {samples[0]['gold']})\n")
+            question = code(samples[0]["prompt"].split(" Let")[0])
+            text.append(f"{question} (answer: {code(samples[0]['gold'])})\n")
         for sample in samples[::2]:
             text.append(
-                f"- {sample['policy']} (reward {sample['reward']:g}): `{sample['completion']!r}`; "
+                f"- {sample['policy']} (reward {sample['reward']:g}): "
+                f"{code(repr(sample['completion']))}; "
                 f"moved most: {moved_tokens(sample)}"
             )
         text.append("")
     return text
+
+
+def code(text: str) -> str:
+    """Text as Markdown that shows it as it is: one line, between more backquotes than it has."""
+    text = " ".join(text.split())
+    quotes = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if len(quotes) > 1 else ""
+    return f"{quotes}{pad}{text}{pad}{quotes}"
 
 
 def moved_tokens(sample: dict, count: int = 3) -> str:
@@ -280,7 +299,7 @@ def moved_tokens(sample: dict, count: int = 3) -> str:
     before, after = sample["logprobs_before"], sample["logprobs_after"]
     order = np.argsort(-abs(np.subtract(after, before)))
     return ", ".join(
-        f"`{sample['tokens'][i]!r}` {before[i]:.2f} → {after[i]:.2f}" for i in order[:count]
+        f"{code(repr(sample['tokens'][i]))} {before[i]:.2f} → {after[i]:.2f}" for i in order[:count]
     )
 
 
@@ -293,11 +312,13 @@ def write_report(folder: Path, out: Path) -> Path:
     Returns the path of report.md.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan_lines = (folder / "plan.tsv").read_text().splitlines()
+    plan_lines = read_text(folder / "plan.tsv").splitlines()
+    if any(line.count("\t") != 2 for line in plan_lines):
+        raise ValueError("plan.tsv has lines that are not of ablate.sh")
     plan = [PlanLine(*line.split("\t")) for line in plan_lines]
     text, table, pairs = [], [], {}
     for pair in sorted({path.parent.parent for path in folder.glob("*/*/seed-*")}):
-        runs, left_out = read_pair(pair)
+        runs, left_out = read_pair(pair, describe)
         text += [f"## {pair.name}", ""]
         if left_out:
             text += ["Left out: " + "; ".join(left_out) + ".", ""]
@@ -319,6 +340,16 @@ def write_report(folder: Path, out: Path) -> Path:
     write_table(out / "table.csv", table)
     draw_forest([out / "table.csv"], out / "forest.png")
     return out / "report.md"
+
+
+def describe(run: Run) -> None:
+    """Write all that the report says of a run, to nobody: an error is a reason to leave it out."""
+    alone = {BASELINE: {0: run}}
+    facts(alone), table_row(alone, BASELINE)
+    for split in run.right:
+        gain(alone, BASELINE, BASELINE, split, "seconds")
+    if not any(samples_in_words(run)):
+        raise ValueError("its samples.jsonl is empty or missing")
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:
@@ -394,20 +425,34 @@ def pairs_section(pairs: dict[str, Runs], plan: Iterable[PlanLine]) -> list[str]
 
 
 def main() -> None:
-    parser = FlagParser(description="Draw and describe one run, or all runs of ablate.sh.")
+    parser = flags.FlagParser(description="Draw and describe one run, or all runs of ablate.sh.")
     parser.add_argument("folder", type=Path, help="of a finished run or of ablate.sh")
-    parser.add_argument("--out", type=Path, help="of the report of many runs (default: folder)")
+    parser.add_argument(
+        "--out", type=flags.path, help="of the report of many runs (default: folder)"
+    )
     args = parser.parse_args()
-    if (args.folder / "plan.tsv").exists():
-        print(write_report(args.folder, args.out or args.folder))
-    elif (args.folder / "summary.json").exists():
-        draw_curve(args.folder)
-        print(account(args.folder))
-    else:
-        sys.exit(
-            f"report.py: {args.folder} is neither the folder of a finished run (it would hold a "
-            "summary.json) nor one of ablate.sh (a plan.tsv)"
+    try:
+        report_on(args.folder, args.out)
+    except OSError as error:
+        sys.exit(f"report.py: {error}")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        sys.exit(f"report.py: {args.folder}: {reason_of(error)}")
+
+
+def report_on(folder: Path, out: str | None) -> None:
+    """Print what the flags ask for; raise ValueError, in one sentence, if there is none."""
+    if (folder / "plan.tsv").exists():
+        print(write_report(folder, Path(out or folder)))
+    elif not (folder / "summary.json").exists():
+        raise ValueError(
+            "is neither the folder of a finished run (it would hold a summary.json) nor one of "
+            "ablate.sh (a plan.tsv)"
         )
+    elif out:
+        raise ValueError(f"--out {out} is for the report of many runs, and this is one")
+    else:
+        draw_curve(folder)
+        print(account(folder))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,17 @@ def test_a_template_with_a_date_gets_a_fixed_one(tokenizer):
     assert tokenizer.decode(ids) == "Today Date: 26 Jul 2024 Hello"
 
 
+@pytest.mark.parametrize("template, message", [
+    ("{{ raise_exception('system first') }}", "refuses a question .system first."),
+    ("{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}", "leaves out"),
+    ("{{ messages[0]['content']", "refuses a question"),
+])  # fmt: skip
+def test_a_template_that_does_not_take_a_question_alone(tokenizer, template, message):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=message):
+        data.encode(tokenizer, [data.Query("Hello", "1", "####", None)])
+
+
 def test_prompts_too_long_are_dropped_and_counted(tokenizer, capsys):
     queries = data.load("tiny-gsm", "test")
     lengths = [len(ids) for ids in data.encode(tokenizer, queries)]

@@ -11,7 +11,7 @@ from infra import intervals
 from infra.intervals import Interval
 from lab import report
 from lab.report import BestRound, PlanLine
-from lab.report_runs import Run, read_run
+from lab.report_runs import Run, read_pair, read_run
 
 # --- intervals ------------------------------------------------------------------------------------
 
@@ -225,6 +225,76 @@ def test_the_report_of_a_few_runs(finished_run, tmp_path):
     assert all(f"]({name})" in page for name in figures)
 
 
+def edit(name, change):
+    """A damage: change what stands in a .json file or in the first line of a .jsonl file."""
+
+    def damage(folder):
+        first, *rest = (folder / name).read_text().split("\n") if name.endswith("l") else [
+            (folder / name).read_text()]  # fmt: skip
+        value = json.loads(first)
+        change(value)
+        (folder / name).write_text("\n".join([json.dumps(value), *rest]))
+
+    return damage
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+FILES = ("summary.json", "config.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl")
+DAMAGES = [
+    *[(lambda folder, name=name: (folder / name).unlink(), "") for name in FILES],
+    *[(put(name, b""), "") for name in FILES],
+    *[(put(name, b'{"round": 0, "spl'), "") for name in FILES],
+    *[(put(name, b"[1]\n"), "not a JSON object but a list") for name in FILES],
+    *[(put(name, b'"\xff"\n'), "cannot be read: 'utf-8' codec") for name in FILES],
+    *[(edit(name, dict.clear), "lacks") for name in FILES],
+    (edit("summary.json", lambda value: value.pop("seconds")), "lacks 'seconds'"),
+    (edit("summary.json", lambda value: value.update(rounds="6")), "last round"),
+    (edit("summary.json", lambda value: value.update(seconds=None)), ""),
+    (edit("config.json", lambda value: value.pop("torch")), "lacks 'torch'"),
+    (edit("metrics.jsonl", lambda value: value.pop("seconds_reward")), "lacks 'seconds_reward'"),
+    (edit("evals.jsonl", lambda value: value.update(round=1)), "not evaluated in the same rounds"),
+    (edit("evals.jsonl", lambda value: value.update({"pass@1": "high"})), ""),
+    (edit("evals.jsonl", lambda value: value["right"].pop()), ""),
+    (edit("samples.jsonl", lambda value: value.pop("gold")), "lacks 'gold'"),
+]
+
+
+@pytest.mark.parametrize("damage, word", DAMAGES)
+def test_a_damaged_run_is_left_out_with_its_reason(finished_run, tmp_path, damage, word):
+    for seed in (0, 1):
+        shutil.copytree(finished_run, tmp_path / "32x1" / f"seed-{seed}",
+                        ignore=shutil.ignore_patterns("model", "checkpoints"))  # fmt: skip
+    damage(tmp_path / "32x1" / "seed-1")
+    runs, left_out = read_pair(tmp_path, report.describe)
+    assert list(runs["32x1"]) == [0]
+    (reason,) = left_out
+    assert "32x1/seed-1" in reason and word in reason and len(reason.splitlines()) == 1
+
+
+def test_a_run_that_was_evaluated_in_other_rounds_is_left_out(finished_run, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(finished_run, tmp_path / "32x1" / f"seed-{seed}",
+                        ignore=shutil.ignore_patterns("model", "checkpoints"))  # fmt: skip
+    path = tmp_path / "32x1" / "seed-1" / "evals.jsonl"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[:2] + lines[4:]))
+    runs, left_out = read_pair(tmp_path, report.describe)
+    assert list(runs["32x1"]) == [0] and "in other rounds than seed-0" in left_out[0]
+
+
+@pytest.mark.parametrize("text, span", [
+    ("7", "`7`"),
+    ("a `b` c", "`` a `b` c ``"),
+    ("``", "``` `` ```"),
+    ("<b>x</b> | y\nz", "`<b>x</b> | y z`"),
+])  # fmt: skip
+def test_text_stays_text(text, span):
+    assert report.code(text) == span
+
+
 def test_one_run_is_drawn_again_and_described(finished_run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -235,7 +305,7 @@ def test_one_run_is_drawn_again_and_described(finished_run, tmp_path, monkeypatc
     assert "pass@1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, word", [([], "folder"), (["nowhere"], "nowhere is neither")])
+@pytest.mark.parametrize("flags, word", [([], "folder"), (["nowhere"], "nowhere: is neither")])
 def test_a_folder_without_runs_is_refused_in_one_sentence(flags, word, script_says):
     said = script_says(report, *flags)
     assert word in said
