@@ -6,9 +6,10 @@ functions are the student's: `draw` samples, `one_round` (part 6) and `better_ro
 
 import importlib.util
 import json
-import multiprocessing
 import signal
 from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,11 +33,12 @@ OURS = Path(__file__).parents[2] / "results" / "main-job" / "seeds.json"
 
 def train_both(file: Path, seed: int, rounds: int = ROUNDS) -> tuple[dict[str, dict], list[str]]:
     """({function: its run}, problems), side by side in two processes."""
-    jobs = [(file, name, seed, rounds) for name in KINDS]
     ignore_ctrl_c = signal.SIGINT, signal.SIG_IGN  # the parent's to answer
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(len(jobs), signal.signal, ignore_ctrl_c) as pool:
-        runs = pool.starmap(train_one, jobs)
+    with ProcessPoolExecutor(
+        len(KINDS), get_context("spawn"), initializer=signal.signal, initargs=ignore_ctrl_c
+    ) as pool:
+        jobs = [pool.submit(train_one, file, name, seed, rounds) for name in KINDS]
+        runs = [job.result() for job in jobs]
     problems = [run["problem"] for run in runs if "problem" in run]
     done = {name: run for name, run in zip(KINDS, runs, strict=True) if "problem" not in run}
     return done, problems
