@@ -30,6 +30,7 @@ from infra.run_folder import read_json, read_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "course" / "exercises.md"
+ANSWERS = ROOT / "course" / "answers.md"
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OUT = re.compile(r"--out runs/(\S+)")
 HEAD = """# What the exercises measured
@@ -60,7 +61,7 @@ class Command(NamedTuple):
 
 
 class Exercise(NamedTuple):
-    """One section of the page."""
+    """One section of exercises.md, with its answer from answers.md."""
 
     number: int
     title: str
@@ -75,13 +76,17 @@ Runs = dict[str, dict]  # the figures of a setting by seed
 # --- reading the page -----------------------------------------------------------------------------
 
 
-def read_exercises(text: str) -> list[Exercise]:
-    """The exercises of a page: the sections whose heading begins with a number."""
+def read_exercises(questions: str, answers: str) -> list[Exercise]:
+    """The exercises of the two pages, which have the same numbered headings.
+
+    Raises ValueError for a heading that only one of them has.
+    """
+    asked, answered = sections(questions), sections(answers)
+    for title in asked.keys() ^ answered.keys():
+        raise ValueError(f"{PAGE.name} and {ANSWERS.name} do not both have the heading {title}")
     exercises = []
-    for section in re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]:
-        title, body = section.split("\n", 1)
-        question, _, answer = body.partition("<details>")
-        fences = FENCE.findall(question)
+    for title, body in asked.items():
+        fences = FENCE.findall(body)
         change = "".join(inside for kind, _, inside in fences if kind == "diff")
         commands = []
         for kind, words, inside in fences:
@@ -90,8 +95,14 @@ def read_exercises(text: str) -> list[Exercise]:
             for line in expand(inside):
                 commands.append(to_command(line, "" if "unchanged" in words else change))
         number = int(title.split(".")[0])
-        exercises.append(Exercise(number, title, change, commands, answer))
+        exercises.append(Exercise(number, title, change, commands, answered[title]))
     return exercises
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of a page whose heading begins with a number: {heading: text}."""
+    parts = re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]
+    return {title: body for title, _, body in (part.partition("\n") for part in parts)}
 
 
 def expand(lines: str) -> Iterator[str]:
@@ -312,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_exercises(numbers: list[int], out: Path) -> None:
     """Run what has not been run, of the exercises with these numbers; write the answers."""
-    exercises = read_exercises(PAGE.read_text())
+    exercises = read_exercises(PAGE.read_text(), ANSWERS.read_text())
     known = [exercise.number for exercise in exercises]
     for number in numbers:
         if number not in known:

@@ -18,7 +18,8 @@ README = ROOT / "README.md"
 LECTURE = ROOT / "course" / "lecture.md"
 EXERCISES = ROOT / "course" / "exercises.md"  # its commands have a test of their own
 PAGES = [
-    README, ROOT / "CONTRIBUTING.md", LECTURE, EXERCISES, *sorted((ROOT / "docs").glob("*.md")),
+    README, ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "course").glob("*.md")), *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "tiny" / "README.md", ROOT / "results" / "README.md",
 ]  # fmt: skip
 OUTSIDE = {"venv", "pytest", "pip"}  # modules that are run with python -m and are not ours

@@ -1,4 +1,4 @@
-"""course/exercises.md: its flags exist, its changes fit the code, its answers were measured."""
+"""The exercises: their flags exist, their changes fit the code, their answers were measured."""
 
 import json
 import re
@@ -14,8 +14,8 @@ import train
 from infra import flags
 from lab import exercises
 
-PAGE = exercises.PAGE.read_text()
-EXERCISES = exercises.read_exercises(PAGE)
+PAGE, ANSWERS = exercises.PAGE.read_text(), exercises.ANSWERS.read_text()
+EXERCISES = exercises.read_exercises(PAGE, ANSWERS)
 COMMANDS = [command for exercise in EXERCISES for command in exercise.commands]
 CHANGED = [exercise for exercise in EXERCISES if exercise.change]
 RESULTS = ROOT / "results" / "exercises"
@@ -31,15 +31,26 @@ def test_there_are_exercises_in_order_with_all_their_parts():
     for exercise, body in zip(EXERCISES, bodies, strict=True):
         assert "**Write down first.**" in body, exercise.title
         assert "**Look at.**" in body, exercise.title
-        assert "<summary>Answer (measured)</summary>" in exercise.answer
-        assert "</details>" in exercise.answer
+        assert "(answers.md#" in body.rstrip().splitlines()[-1], exercise.title
+        assert len(exercise.answer.split()) > 80, exercise.title
         assert exercise.commands, exercise.title
     # A result is found by its command, so no two may read alike.
     assert len({command.text for command in COMMANDS}) == len(COMMANDS)
 
 
+def test_the_questions_give_no_result_away():
+    """A difference with its interval, or seed values of a run, stand in answers.md only."""
+    assert not re.findall(r"[+−]0\.\d{3}|± 0\.\d{3}", PAGE)
+
+
+def test_a_question_without_an_answer_is_refused():
+    last = EXERCISES[-1].title
+    with pytest.raises(ValueError, match=re.escape(last)):
+        exercises.read_exercises(PAGE, ANSWERS.replace(f"## {last}", "## And so on"))
+
+
 def test_lines_are_short():
-    for line in PAGE.splitlines():
+    for line in (PAGE + ANSWERS).splitlines():
         assert len(line) <= 120 or line.startswith("|"), line
 
 
