@@ -72,7 +72,7 @@ def test_the_time_is_that_of_what_is_left():
 
 def test_evaluations_are_at_their_own_temperature_and_limit(tmp_path):
     """Near temperature 0 a sample is the greedy completion."""
-    run(tmp_path / "run", "--eval-temperature", "1e-4", "--eval-samples", "1")
+    run(tmp_path / "run", "--eval-temperature", "0.01", "--eval-samples", "1")
     lines = read_lines(tmp_path / "run" / "evals.jsonl")
     assert [len(line["right"]) for line in lines] == [7] * 8
     for line in lines[:2] + lines[-2:]:
