@@ -329,7 +329,7 @@ def compare(args: Namespace) -> None:
             f"\n{name} on {args.data}, {args.split}: {len(queries)} queries x {args.samples} "
             f"samples at temperature {args.temperature:g}; value ± standard error"
         )
-        print_figures(queries, right, greedy[:, 0], in_format)
+        print_figures(queries, right, greedy[:, 0], None if args.reward else in_format)
         if args.out:
             with open(args.out, "a") as file:
                 for i, query in enumerate(queries):
@@ -348,15 +348,19 @@ def compare(args: Namespace) -> None:
 
 
 def print_figures(
-    queries: list[data.Query], right: np.ndarray, greedy: np.ndarray, in_format: np.ndarray
+    queries: list[data.Query], right: np.ndarray, greedy: np.ndarray, in_format: np.ndarray | None
 ) -> None:
-    """pass@k for powers of two, greedy accuracy, the share in format, and pass@1 by level."""
+    """pass@k for powers of two, greedy accuracy, the share in format, and pass@1 by level.
+
+    in_format: None if a reward file judged, which knows no format.
+    """
     for k in (2**i for i in range(right.shape[1].bit_length())):
         value, se = mean_pass_at_k(right, k)
         print(f"  pass@{k:<3} {value:.3f} ± {se:.3f}")
     value, se = mean_and_se(greedy)
     print(f"  greedy   {value:.3f} ± {se:.3f}")
-    print(f"  answers in the asked format: {in_format.mean():.3f}")
+    if in_format is not None:
+        print(f"  answers in the asked format: {in_format.mean():.3f}")
     levels = np.array([query.level or 0 for query in queries])
     for level in sorted(set(levels) - {0}):
         here = levels == level

@@ -158,8 +158,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
         flags.check_settings(
             args.advantage, bandit.ADVANTAGES[args.advantage].needs, args.batch_size,
             args.rollouts, args.baseline_rollouts, args.window,
-            # A file may pay both signs, which is unknown before it runs.
-            *((1.0, -1.0) if args.reward else (args.right_reward, args.wrong_reward)),
+            *amounts_to_check(args),
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
@@ -169,6 +168,13 @@ def parse(argv: list[str] | None = None) -> Namespace:
         args.out = run_folder.unused_folder(folder, args.resume)
     args.out = Path(args.out)
     return args
+
+
+def amounts_to_check(args: Namespace) -> tuple[float, float]:
+    """What a right and a wrong answer pay; of a file, which may pay anything, what would suit."""
+    if not args.reward:
+        return args.right_reward, args.wrong_reward
+    return 1.0, -1.0 if bandit.ADVANTAGES[args.advantage].needs == "signs" else 0.0
 
 
 # --- the loop -------------------------------------------------------------------------------------

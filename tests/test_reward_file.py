@@ -1,6 +1,7 @@
 """A reward of one's own: paid as it says, errors in a sentence, and nothing computed is lost."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -104,6 +105,29 @@ def test_the_advantages_see_what_was_paid(write, small_run):
     rewards = torch.tensor([[0.5, -0.5]])
     raft = bandit.advantages("raft", bandit.RoundRewards(rewards), 2)
     assert raft.tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize("name", bandit.ADVANTAGES)
+def test_a_file_goes_with_every_advantage(write, small_run, name):
+    """It may pay anything, so no advantage is refused because of what the verifier pays."""
+    path = write("def score(completion, query):\n    return len(completion) % 3 - 1\n")
+    window = ("--window", "4") if "window" in name else ()
+    flags = "--advantage", name, "--rollouts", "2", *window, "--rounds", "1", "--eval-samples", "1"
+    assert len(read_log(small_run(name, "--reward", path, *flags))) == 1
+
+
+def test_an_evaluation_counts_what_the_file_calls_right(write, checkpoint, problems, capsys):
+    """Always, and never, whatever the verifier would say; and no format, which a file knows not."""
+    for right, figure in ((True, "1.000"), (False, "0.000")):
+        path = write(f"def score(completion, query):\n    return 0.5, {right}\n")
+        argv = f"evaluate.py --model {checkpoint('qwen2')} --data {problems} --samples 2 "
+        argv += f"--max-new-tokens 4 --reward {path}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv.split())
+            evaluate.main()
+        text = capsys.readouterr().out
+        assert f"pass@1   {figure}" in text and f"greedy   {figure}" in text
+        assert "format" not in text
 
 
 # --- what is refused ------------------------------------------------------------------------------
