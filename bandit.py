@@ -25,7 +25,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from infra import distributed
+from infra import distributed, models
 from infra.optimizer import clip_and_step
 from infra.update_statistics import UpdateStatistics
 
@@ -128,12 +128,6 @@ def least_variance(round_rewards: RoundRewards) -> torch.Tensor:
     return zero_without_spread(rewards - mean_of_others, rewards)
 
 
-def is_mixed(rewards: torch.Tensor) -> torch.Tensor:
-    """[B, 1]: whether a query has both right (the highest reward) and wrong rollouts."""
-    right = rewards == rewards.max()
-    return right.any(dim=1, keepdim=True) & ~right.all(dim=1, keepdim=True)
-
-
 def window(round_rewards: RoundRewards) -> torch.Tensor:
     """Equation (6) with each query's window as the sample, [B, n + m].
 
@@ -206,7 +200,7 @@ class Advantage(NamedTuple):
     needs_spread: bool = False  # whether rewards that are all equal give exactly 0
 
 
-# To add an advantage, add a row and run tests/test_estimators.py (CONTRIBUTING.md).
+# To add an advantage, add a row and run tests/test_estimators.py (docs/your_own.md).
 ADVANTAGES = {
     "reward": Advantage(lambda r: r.rewards, "", "R", "the paper's baseline, arXiv:2601.22532",
                         gradient_times(lambda G, B: 1)),
@@ -250,7 +244,7 @@ ADVANTAGES = {
     "w-reinforce": Advantage(lambda r: torch.where(r.rewards > 0, 0.1 * r.rewards, r.rewards),
                              "signs", "0.1 R where R > 0, else R", "arXiv:2506.01347",
                              gradient_times(lambda G, B: 1.1)),
-    "reinforce-rej": Advantage(lambda r: r.rewards * is_mixed(r.rewards), "group",
+    "reinforce-rej": Advantage(lambda r: zero_without_spread(r.rewards, r.rewards), "group",
                                "R; 0 where G is all right or wrong", "arXiv:2504.11343",
                                reweighted(lambda p, G, B: 1 - p ** (G - 1)), needs_spread=True),
     "window": Advantage(window, "window", "(R - mean_W) / (std_W + eps)", "arXiv:2601.22532",
@@ -362,19 +356,19 @@ def completion_logprobs(
         ids[row, : lengths[row]] = torch.tensor(prompt + completion)
         is_completion[row, len(prompt) : lengths[row]] = True
     ids, is_completion = ids.to(model.device), is_completion.to(model.device)
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    output = model.get_decoder()(input_ids=ids, use_cache=False)
     # The hidden state at one place predicts the token at the next.
-    hidden, targets = hidden[:, :-1][is_completion[:, 1:]], ids[is_completion]
-    head = model.get_output_embeddings()
+    hidden = output.last_hidden_state[:, :-1][is_completion[:, 1:]]
+    targets = ids[is_completion]
 
     def logprobs_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden)
+        logits = models.logits_of(model, output, hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         return -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
     # All logits [rows, length, vocabulary] at once would be the largest tensor by far. So the head
     # is applied to the completion tokens only, a piece at a time, and again in the backward pass.
-    piece = max(1, LOGITS_AT_A_TIME // head.weight.shape[0])
+    piece = max(1, LOGITS_AT_A_TIME // model.get_output_embeddings().weight.shape[0])
     if len(targets) <= piece:
         return logprobs_of(hidden, targets)
     pieces = zip(hidden.split(piece), targets.split(piece), strict=True)

@@ -5,8 +5,9 @@
 
 Five sets have names. tiny-gsm, tiny-math and tiny-sums lie in tiny/; gsm8k and math come from the
 hub (`pip install datasets`). Anything else is a path: a .jsonl or .jsonl.gz file, or a folder with
-a train and a test file. Its rows have GSM8K's columns (`question`, `answer` ending in "#### 42") or
-MATH's (`problem`, `solution` with "\\boxed{42}", `level`).
+a train and a test file. Its rows have GSM8K's columns (`question`, `answer` ending in "#### 42"),
+MATH's (`problem`, `solution` with "\\boxed{42}") or `prompt` and `gold`, where the prompt is the
+user's turn as it stands. The column `level` is optional, and --reward sees all others.
 
 Left out: few-shot and system prompts, because the paper uses none.
 """
@@ -17,12 +18,13 @@ import sys
 from argparse import Namespace
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from infra import flags
 from infra.rows import is_its_own_test_set, open_rows
 from infra.seeding import Purpose, permutation
-from reward import extract_answer
+from reward import LONGEST_BOX, extract_answer
 
 # What the paper's scripts append to each question (arXiv:2601.22532, the authors' data files).
 INSTRUCTION = {
@@ -37,23 +39,25 @@ FIXED_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 class Query(NamedTuple):
     prompt: str  # the user's turn: the question and the instruction
     gold: str  # the reference answer: what stands after #### or inside \boxed{}
-    form: str  # the format the prompt asks for, "####" or "boxed"
+    form: str | None  # the format the prompt asks for, "####" or "boxed"; None: the later of them
     level: int | None  # difficulty from 1 to 5; None where the set gives none
+    row: dict | None = None  # the line of the file as it was
 
 
-def load(name: str, split: str) -> list[Query]:
+def load(name: str, split: str, needs_gold: bool = True) -> list[Query]:
     """All queries of a problem set, in the order of its rows.
 
     name: a set or a path, as the docstring of this file says.
     split: "train" or "test". The test split of a single file is the file of the same name with
         "test" for "train"; without one, the file is its own test split.
+    needs_gold: False keeps rows whose column `gold` is empty, for a reward that does not read it.
     Drops rows without an answer, and says so. Raises ValueError, in one sentence, for bad input.
     """
     where, rows = open_rows(name, split)
     queries, lines_without_answer = [], []
     for number, row in rows:
         query = to_query(row, f"{where}, line {number}")
-        if query.gold:
+        if query.gold or (query.form is None and not needs_gold):
             queries.append(query)
         else:
             lines_without_answer.append(number)
@@ -64,34 +68,42 @@ def load(name: str, split: str) -> list[Query]:
         print(f"{where}: {dropped} (line {shown}{more})", file=sys.stderr)
     if not queries:
         raise ValueError(f"{where} holds no usable row")
+    if too_long := sum(len(query.gold) > LONGEST_BOX for query in queries):
+        print(f"{where}: {too_long} answers have more than the {LONGEST_BOX:,} characters that the "
+              "verifier reads", file=sys.stderr)  # fmt: skip
     return queries
 
 
 def to_query(row: dict, where: str) -> Query:
-    """A row in either schema as a query; its gold is empty if the row has no answer."""
+    """A row in one of the schemas as a query; its gold is empty if the row has no answer."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     if "question" in row and "answer" in row:
         text, solution, form = row["question"], row["answer"], "####"
     elif "problem" in row and "solution" in row:
         text, solution, form = row["problem"], row["solution"], "boxed"
+    elif "prompt" in row and "gold" in row:
+        text, solution, form = row["prompt"], row["gold"], None
     else:
         columns = ", ".join(map(str, row)) or "none"
         raise ValueError(
-            f"{where}: needs the columns question and answer, or problem and solution; "
-            f"has {columns}"
+            f"{where}: needs the columns question and answer, or problem and solution, or prompt "
+            f"and gold; has {columns}"
         )
     solution = "" if solution is None else solution
     if not isinstance(text, str) or not isinstance(solution, str):
         raise ValueError(f"{where}: the question and its answer must be text")
     if not text.strip():
         raise ValueError(f"{where}: the question is empty")
-    if form == "####":
+    if form is None:
+        gold = solution.strip()
+    elif form == "####":
         gold = solution.rsplit("####", 1)[1].strip() if "####" in solution else ""
     else:
         gold = extract_answer(solution, "boxed") or ""
     level = re.fullmatch(r"(?:Level )?([1-5])", str(row.get("level", "")))
-    return Query(text + INSTRUCTION[form], gold, form, int(level[1]) if level else None)
+    prompt = text + INSTRUCTION.get(form, "")
+    return Query(prompt, gold, form, int(level[1]) if level else None, row)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, queries: list[Query]) -> list[list[int]]:
@@ -107,9 +119,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, queries: list[Query]) -> list[lis
     prompts = []
     for query in queries:
         turns = [{"role": "user", "content": query.prompt}]
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, chat_template=template, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, chat_template=template, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the model's chat template refuses a question ({error})") from None
+        if query.prompt.strip() not in text:
+            raise ValueError("the model's chat template leaves out the question")
         prompts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     return prompts
 
@@ -142,15 +159,16 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
     """
     train, test = (
         drop_long_prompts(
-            tokenizer, load(args.data, split), args.max_prompt_tokens, f"{args.data}, {split}"
-        )
+            tokenizer, load(args.data, split, needs_gold=not args.reward),
+            args.max_prompt_tokens, f"{args.data}, {split}",
+        )  # fmt: skip
         for split in ("train", "test")
     )
     if args.levels:
         train = [query for query in train if query.level in args.levels]
-        if not train:
+        if missing := set(args.levels) - {query.level for query in train}:
             levels = " ".join(map(str, args.levels))
-            raise ValueError(f"--levels {levels}: no query of {args.data} is of these")
+            raise ValueError(f"--levels {levels}: no query of {args.data} is of {min(missing)}")
     if args.queries:
         if args.queries > len(train):
             raise ValueError(f"--queries {args.queries} is more than the {len(train)} there are")
@@ -160,6 +178,9 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         raise ValueError(
             f"--batch-size {args.batch_size} is more than the {len(train)} queries of the train set"
         )
+    if end := sum((tokenizer.eos_token or "\0") in query.prompt for query in train + test):
+        print(f"{args.data}: {end} questions hold {tokenizer.eos_token}, which the model reads as "
+              "the end of a turn", file=sys.stderr)  # fmt: skip
     if is_its_own_test_set(args.data):
         print(
             f"{args.data} has no test set beside it (a file of the same name with test for train): "

@@ -11,12 +11,14 @@ one sample a query, as the paper evaluates, they include the noise of sampling. 
 compared query by query (paired), so what makes a query hard cancels.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import json
 import math
-import re
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,39 +33,61 @@ import reward
 import rollout
 from infra import distributed, flags, models
 from infra.curve import plus_minus
+from infra.reward_file import RewardFile
 from infra.seeding import Purpose, seed_for
 from infra.train_state import TrainState
 
 # --- grading --------------------------------------------------------------------------------------
 
 
+# A completion and its query become what is paid, whether it is right, and in the asked format.
+Scorer = Callable[[str, data.Query], tuple[float, bool, bool]]
+
+
 class Grades(NamedTuple):
     right: np.ndarray  # bool: the answer, in the asked format, equals the gold one
     in_format: np.ndarray  # bool: there is an answer in the asked format
     texts: list[str]  # the completions
+    paid: np.ndarray  # float: the rewards
+
+
+def scorer(
+    reward_file: str | None = None, right_reward: float = 1.0, wrong_reward: float = 0.0
+) -> Scorer:
+    """The reward of a file (--reward), or the verifier, which pays one of two amounts."""
+    if reward_file:
+        return RewardFile(reward_file)
+
+    def score(completion: str, query: data.Query) -> tuple[float, bool, bool]:
+        verdict = reward.judge(completion, query.gold, query.form)
+        right = verdict.correct
+        return right_reward if right else wrong_reward, right, verdict.extracted is not None
+
+    return score
 
 
 def grade(
-    tokenizer: PreTrainedTokenizerBase, queries: list[data.Query], rollouts: list[rollout.Rollout]
-) -> Grades:
+    tokenizer: PreTrainedTokenizerBase, queries: list[data.Query],
+    rollouts: list[rollout.Rollout], score: Scorer | None = None,
+) -> Grades:  # fmt: skip
     """Grade rollouts, ordered query by query with equally many of each.
 
-    The last number of a truncated completion may be half a number, so it is not read.
+    The last number of a truncated completion may be half a number, so no scorer gets to see it.
+    score: by default the verifier, which pays 1 or 0.
     """
+    score = score or scorer()
     n = len(rollouts) // len(queries)
     tokens = [one.tokens for one in rollouts]
     # Of an empty list batch_decode makes one empty text, so it is not called.
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
     right = np.zeros(len(rollouts), dtype=bool)
     in_format = np.zeros(len(rollouts), dtype=bool)
+    paid = np.zeros(len(rollouts))
     for i, (one, text) in enumerate(zip(rollouts, texts, strict=True)):
-        query = queries[i // n]
         if one.truncated:
-            text = re.sub(r"####[^\n]*\Z", "", text)
-        verdict = reward.judge(text, query.gold, query.form)
-        right[i] = verdict.correct
-        in_format[i] = verdict.extracted is not None
-    return Grades(right, in_format, texts)
+            text = reward.without_open_answer(text)
+        paid[i], right[i], in_format[i] = score(text, queries[i // n])
+    return Grades(right, in_format, texts, paid)
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -106,13 +130,14 @@ def between_query_std(right: np.ndarray) -> float:
 def sample_and_grade(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: list[data.Query],
     samples: int, *, temperature: float = 1.0, seed: int = 0, progress: str | None = None,
-    **sampling: Any,
+    score: Scorer | None = None, **sampling: Any,
 ) -> tuple[np.ndarray, np.ndarray, list[rollout.Rollout]]:  # fmt: skip
     """(right, in_format), both [queries, samples] of bool, and the rollouts.
 
     The mean of `right` at one sample a query estimates equation (1).
     temperature: 0 is greedy.
     progress: the words beside a bar, which is shown on a terminal only.
+    score: as in `grade`.
     sampling: what else rollout.sample takes.
     """
     hidden = None if progress and distributed.is_main_process() else True
@@ -122,7 +147,7 @@ def sample_and_grade(
             model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
             progress=bar.update, **{"end_ids": models.end_ids(model, tokenizer), **sampling},
         )  # fmt: skip
-    grades = grade(tokenizer, queries, rollouts)
+    grades = grade(tokenizer, queries, rollouts, score)
     shape = (len(queries), samples)
     return grades.right.reshape(shape), grades.in_format.reshape(shape), rollouts
 
@@ -137,14 +162,15 @@ def evaluate_run(
 ) -> None:
     """Write this round's two lines (train, test) to evals.jsonl."""
     state.timer.enter("evaluation")
-    results = []
+    lines, results = [], []
     limit = args.eval_limit
     for split, queries in (("train", sets.train[:limit]), ("test", sets.test[:limit])):
         line = evaluate_split(args, state, split, queries, before_or_after)
         # JSON has no nan, which is the standard error of a single query.
         line = {key: None if value != value else value for key, value in line.items()}
-        state.folder.append("evals", line)
+        lines.append(line)
         results.append(f"{split} {line['pass@1']:.3f}{plus_minus(line['se'])}")
+    state.folder.append("evals", *lines)  # together, so that a log holds whole evaluations
     state.evaluated = state.round
     state.timer.enter("sampling")
     tqdm.write(f"round {state.round:>4}: pass@1 " + ", ".join(results))
@@ -161,6 +187,7 @@ def evaluate_split(
     def measure(some: list[data.Query], samples: int, name: str, **options: float) -> tuple:
         return sample_and_grade(
             state.model, state.tokenizer, some, samples, progress=f"{name}, {split}",
+            score=state.score,
             **{"temperature": args.eval_temperature, **options}, **state.sampling,
         )  # fmt: skip
 
@@ -258,7 +285,7 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
         rollouts = rollout.sample(
             model, prompts, 2, temperature=args.eval_temperature, seed=seed, **state.sampling
         )
-        right, _, texts = grade(state.tokenizer, queries, rollouts)
+        right, _, texts, paid = grade(state.tokenizer, queries, rollouts, state.score)
         for i, one in enumerate(rollouts):
             query, prompt = queries[i // 2], prompts[i // 2]
             line = {
@@ -268,7 +295,7 @@ def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> 
                 "policy": name,
                 "completion": texts[i],
                 "right": bool(right[i]),
-                "reward": args.right_reward if right[i] else args.wrong_reward,
+                "reward": float(paid[i]),
                 "truncated": one.truncated,
                 "tokens": [state.tokenizer.decode([token]) for token in one.tokens],
             }
@@ -292,13 +319,17 @@ def main() -> None:
     flag("--against", help="a second model: prints --model minus this one, paired by query")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     flag("--split", default="test", choices=["train", "test"])
+    flag("--reward", metavar="FILE.py",
+         help="says what is right, as in train.py (default: the verifier)")
     flag("--queries", type=count, help="only the first K queries (default: all)")
     flag("--samples", type=count, default=16, help="completions a query")
-    flag("--temperature", type=flags.above(0.0), default=1.0, help="greedy is always shown too")
+    flag("--temperature", type=flags.within(0.01, 100.0), default=1.0,
+         help="greedy is always shown too")
     flag("--max-new-tokens", type=count, default=64, help="train.py's is 1024 if not tiny")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
-    flag("--out", help="a file for one JSON line per query and model (default: none)")
+    flag("--out", type=flags.path,
+         help="a file for one JSON line per query and model (default: none)")
     args = parser.parse_args()
     try:
         compare(args)
@@ -308,15 +339,17 @@ def main() -> None:
 
 def compare(args: Namespace) -> None:
     """Print what the flags ask for; raise ValueError, in one sentence, for bad ones."""
-    queries = data.load(args.data, args.split)[: args.queries]
+    score = scorer(args.reward)
+    queries = data.load(args.data, args.split, needs_gold=not args.reward)[: args.queries]
     names = [name for name in (args.model, args.against) if name]
-    loaded = {name: models.load(name, dtype=models.compute_dtype()) for name in names}
+    loaded = {name: rollout.load(name, dtype=models.compute_dtype()) for name in names}
     models.set_threads(loaded[args.model][0])
     if args.out:
         Path(args.out).write_text("")  # fail now, not after the sampling
 
     rates = {}
     sampling = {"max_new_tokens": args.max_new_tokens, "cache_tokens": args.cache_tokens}
+    sampling["score"] = score
     for name in names:
         right, in_format, _ = sample_and_grade(
             *loaded[name], queries, args.samples, temperature=args.temperature, seed=args.seed,

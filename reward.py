@@ -23,7 +23,7 @@ another unit (`5 cm` for `5 m`); a word that changes the number (`5 million`).
 
 import re
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from infra.math_equality import compare, is_empty, normalize, read
 
@@ -38,6 +38,11 @@ BOX = re.compile(
     rf"(?P<box>\\(?:boxed|fbox)(?![A-Za-z])\s*)(?:\{{|(?P<bare>{BARE})|)|\\.|[{{}}]", re.DOTALL
 )
 MARK = re.compile(r"####\s*([^\n#]*)")
+# An answer that ends where the text does, after #### or in a box without braces.
+OPEN_ANSWER = re.compile(
+    r"####[^\n]*\Z|"
+    r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?=[-+.(\[0-9\\])(?:\{[^{}]*+\}?|[^\s${}])++\Z"
+)
 
 
 # --- Extraction -----------------------------------------------------------------------------------
@@ -107,6 +112,14 @@ def is_blank(answer: str) -> bool:
     return is_empty(normalize(answer))
 
 
+def without_open_answer(truncated: str) -> str:
+    """A completion that was truncated by its length, without an answer that may be half a number.
+
+    That is one at its very end, after #### or in a box without braces.
+    """
+    return OPEN_ANSWER.sub("", truncated)
+
+
 # --- The verdict ----------------------------------------------------------------------------------
 
 
@@ -140,6 +153,19 @@ def judge(completion: str, gold: str, form: str | None = None) -> Verdict:
     reference = normalize(gold)
     result = compare(answer, reference)
     return Verdict(result.correct, result.why, extracted, answer, reference)
+
+
+class HasGold(Protocol):
+    """What `score` reads of a query (data.Query)."""
+
+    gold: str
+    form: str | None
+
+
+def score(completion: str, query: HasGold) -> tuple[float, bool]:
+    """What is paid, and whether it is right: the interface of a file for --reward."""
+    right = is_correct(completion, query.gold, query.form)
+    return float(right), right
 
 
 # --- The command line -----------------------------------------------------------------------------

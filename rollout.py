@@ -17,6 +17,9 @@ Left out: beam search and top-p (another policy than the one trained); a paged c
 a prompt's keys for all its rollouts (they need kernels); speculative decoding (a second model).
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import contextlib
 import sys
 import weakref
@@ -28,7 +31,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infra import distributed, flags, memory, models
 from infra.cuda_graphs import StepGraphs, run_directly
@@ -81,6 +84,7 @@ def sample(
         raise ValueError("a prompt has no tokens")
     if not prompts:
         return []
+    models.check_prompts(model, prompts, max_new_tokens)
     config = DECODE_CONFIGS.get(model.device.type, DECODE_CONFIGS["cpu"])
     # A row holds a prompt and its completion. The last block of steps may run past the end.
     width = max(map(len, prompts)) + max_new_tokens + config.steps_per_block
@@ -119,6 +123,51 @@ def sample_sharded(
         start = i // world_size * n  # in the part of its process
         rollouts += parts[i % world_size][start : start + n]
     return rollouts
+
+
+# --- whether a model is served --------------------------------------------------------------------
+
+
+def load(
+    name: str, device: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """models.load, and a check of the sampler. Raises ValueError, in one sentence."""
+    model, tokenizer = models.load(name, device, dtype)
+    check(name, model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def check(name: str, model: PreTrainedModel, trained: Callable | None = None) -> None:
+    """Raise ValueError unless short completions have the log-probabilities of a plain pass.
+
+    Architectures differ in more than their configurations say, so what a model does is compared.
+    trained: bandit.completion_logprobs, to check what the update will compute as well.
+    """
+    prompts, bound = [[1, 2, 3, 4, 5], [6, 7]], 1e-3 if model.dtype == torch.float32 else 0.5
+    try:
+        rollouts = sample(model, prompts, max_new_tokens=3, end_ids=set())
+        del DECODERS[model]
+        for prompt, one in zip(prompts, rollouts, strict=True):
+            logits = model(input_ids=torch.tensor([prompt + one.tokens], device=model.device),
+                           use_cache=False).logits[0, len(prompt) - 1 : -1]  # fmt: skip
+            expected = torch.log_softmax(logits.float(), dim=-1)
+            expected = expected[range(3), one.tokens].cpu()
+            found = [torch.tensor(one.logprobs)]
+            if trained:
+                found.append(trained(model, [prompt], [one.tokens]).float().cpu())
+            if max((each - expected).abs().max().item() for each in found) > bound:
+                raise ArithmeticError("a token has another probability in a pass without a cache")
+    except Exception as error:  # whatever an architecture that we do not know stumbles over
+        if memory.is_out_of_memory(error):
+            raise
+        for weight, values in model.named_parameters():
+            if not values.isfinite().all():
+                raise ValueError(f"--model {name}: its weight {weight} is not finite") from None
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        raise ValueError(
+            f"--model {name}: the sampler does not serve {type(model).__name__} ({reason})"
+        ) from None
 
 
 # --- the host's side: which rollout is in which row -----------------------------------------------
@@ -398,12 +447,14 @@ if __name__ == "__main__":
     add("--rollouts", type=flags.at_least(1), default=3, help="completions per query")
     add("--temperature", type=flags.at_least(0.0), default=1.0, help="0 is greedy")
     add("--max-new-tokens", type=flags.at_least(1), default=64, help="truncate completions here")
-    add("--cache-tokens", type=int, help="bound on the memory: tokens in the cache at a time")
-    add("--seed", type=int, default=0, help="the same seed gives the same completions")
+    add("--cache-tokens", type=flags.at_least(1),
+        help="bound on the memory: tokens in the cache at a time")
+    add("--seed", type=flags.at_least(0), default=0,
+        help="the same seed gives the same completions")
     args = parser.parse_args()
     try:
         queries = data.load(args.data, "test")[: args.queries]
-        model, tokenizer = models.load(args.model, dtype=models.compute_dtype())
+        model, tokenizer = load(args.model, dtype=models.compute_dtype())
         models.set_threads(model)
         rollouts = sample(
             model, data.encode(tokenizer, queries), args.rollouts, seed=args.seed,

@@ -6,9 +6,10 @@
     torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
 
 Each round takes a batch of queries, samples completions (rollout.py), lets the verifier judge them
-(reward.py), turns rewards into advantages and takes one optimizer step (bandit.py). The defaults
-are the minimalist baseline of arXiv:2601.22532: 32 queries, one rollout each, the raw 0/1 reward.
-A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS below).
+(reward.py, or your file: --reward), turns rewards into advantages and takes one optimizer step
+(bandit.py). The defaults are the minimalist baseline of arXiv:2601.22532: 32 queries, one rollout
+each, the raw 0/1 reward. A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS
+below).
 
 What differs from the paper's scripts: the loss is the token mean of the whole batch (theirs
 averages the token means of micro-batches of four); runs have a seed; any spelling of the right
@@ -16,7 +17,11 @@ answer counts (theirs compares strings). Left out, because the paper has none of
 bonus, a KL in the reward, learning-rate schedules.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import math
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
@@ -32,6 +37,7 @@ import evaluate
 import rollout
 from infra import distributed, flags, memory, models, run_folder
 from infra.forecast import Forecast
+from infra.reward_file import RewardFileError
 from infra.seeding import Purpose, permutation, seed_for
 from infra.train_state import TrainState
 
@@ -47,6 +53,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     parser = flags.FlagParser(description=__doc__)
     count, whole, amount = flags.at_least(1), flags.at_least(0), flags.at_least(0.0)
     positive, finite = flags.above(0.0), flags.above(-math.inf)
+    warmth = flags.within(0.01, 100.0)  # beyond them every token is as good as certain, or as any
     by_size = {
         name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
         for name, (tiny, other) in DEFAULTS.items()
@@ -61,7 +68,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
     flag("--queries", type=count,
          help="train on the first K queries only, after a seeded shuffle (default: all)")
-    flag("--levels", type=int, nargs="+",
+    flag("--levels", type=flags.within(1, 5), nargs="+",
          help="train on the queries of these levels only, 1 to 5 (default: all)")
 
     flag = parser.add_argument_group("the round").add_argument
@@ -71,7 +78,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag("--baseline-rollouts", type=whole, default=0,
          help="extra completions of each query, for the mean and std of its group: no gradient "
               "(7 in the paper's 32 x 1 + 7)")
-    flag("--temperature", type=positive, default=1.0,
+    flag("--temperature", type=warmth, default=1.0,
          help="of sampling, and of the log-probabilities in the loss")
     flag("--max-prompt-tokens", type=count, default=512,
          help="drop queries with longer prompts")
@@ -84,6 +91,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="torch.compile the sampler's step; pays on a GPU in long runs")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
+    flag("--reward", metavar="FILE.py",
+         help="a file of yours with score(completion, query), which says what is paid and what is "
+              "right: docs/your_own.md. A truncated completion comes without a last answer that "
+              "may be half a number. Advantages that need signs read those of what it pays "
+              "(default: the verifier, with the two amounts below)")
     flag("--right-reward", type=finite, default=1.0, help="reward of a right answer")
     flag("--wrong-reward", type=finite, default=0.0, help="reward of any other completion")
     flag("--advantage", default="reward", type=bandit.row_name, choices=bandit.ADVANTAGES,
@@ -93,7 +105,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="for --advantage window and window-mean: rewards remembered per query (paper: 8)")
 
     flag = parser.add_argument_group("the update").add_argument
-    flag("--lr", type=positive, help=f"AdamW's learning rate, constant {by_size['lr']}")
+    flag("--lr", type=flags.within(1e-10, 1.0),
+         help=f"AdamW's learning rate, constant {by_size['lr']}")
     flag("--weight-decay", type=amount, default=0.01, help="AdamW's")
     flag("--max-grad-norm", type=positive, default=1.0, help="clip the gradient to this norm")
     flag("--loss-mean", default="token", choices=bandit.LOSS_MEANS,
@@ -101,7 +114,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
               "by completions * --max-new-tokens")
     flag("--epochs-per-round", type=count, default=1,
          help="steps on the same rollouts; the clip matters only above 1")
-    flag("--clip-low", type=amount, default=0.2, help="clip the ratio at 1 minus this")
+    flag("--clip-low", type=amount, default=0.2,
+         help="clip the ratio at 1 minus this; from 1 on there is no lower bound")
     flag("--clip-high", type=amount, default=0.2, help="clip the ratio at 1 plus this (DAPO: 0.28)")
     flag("--kl", type=amount, help=f"factor of the KL term in the loss {by_size['kl']}")
     flag("--kl-estimator", default="k3", choices=bandit.KL_ESTIMATORS, help="per token")
@@ -123,16 +137,18 @@ def parse(argv: list[str] | None = None) -> Namespace:
               "gsm8k is 8,792 completions, as many as 275 rounds of 32: see --eval-limit")
     flag("--eval-limit", type=count,
          help="evaluate on the first K queries of each set only (default: all, as the paper does)")
-    flag("--eval-temperature", type=positive, default=1.0,
+    flag("--eval-temperature", type=warmth, default=1.0,
          help="of the samples of evaluations; greedy accuracy is measured too")
     flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after")
     flag("--eval-queries", type=count, default=64, help="test queries for the pass@k")
     flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling")
-    flag("--out", help="the run's folder (default: a new one in runs/, named after changed flags)")
+    flag("--out", type=flags.path,
+         help="the run's folder (default: a new one in runs/, named after changed flags)")
     flag("--resume", action="store_true",
          help="continue the run in --out (default: the newest with these flags)")
     flag("--save-every", type=count, default=50, help="rounds between checkpoints")
-    flag("--threads", type=count, help="CPU threads (default: one for a tiny model, else all)")
+    flag("--threads", type=flags.within(1, os.cpu_count()),
+         help="CPU threads (default: one for a tiny model, else all)")
     # Parse once to learn the model's size, then with the defaults of that size.
     column = 0 if models.is_tiny(parser.parse_args(argv).model) else 1
     parser.set_defaults(**{name: values[column] for name, values in DEFAULTS.items()})
@@ -141,8 +157,9 @@ def parse(argv: list[str] | None = None) -> Namespace:
         flags.check_unused(args, parser)
         flags.check_settings(
             args.advantage, bandit.ADVANTAGES[args.advantage].needs, args.batch_size,
-            args.rollouts, args.baseline_rollouts, args.window, args.right_reward,
-            args.wrong_reward,
+            args.rollouts, args.baseline_rollouts, args.window,
+            # A file may pay both signs, which is unknown before it runs.
+            *((1.0, -1.0) if args.reward else (args.right_reward, args.wrong_reward)),
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
@@ -175,16 +192,16 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
 
         # 3. Rewards: what each verdict pays, [B, n].
         with state.timer("reward"):
-            grades = evaluate.grade(state.tokenizer, queries, rollouts)
-            greedy_grades = evaluate.grade(state.tokenizer, queries, greedy)
-            rewards = to_rewards(args, grades).view(len(queries), n)
+            grades = evaluate.grade(state.tokenizer, queries, rollouts, state.score)
+            greedy_grades = evaluate.grade(state.tokenizer, queries, greedy, state.score)
+            rewards = torch.tensor(grades.paid).float().view(len(queries), n)
 
         # 4. Advantages of the rollouts to train on, [B, args.rollouts].
         with state.timer("update"):
             windows = state.windows.copy()  # kept only if the update succeeds
             keys = [query.prompt for query in queries]
             histories = bandit.remember(windows, keys, rewards, args.window)
-            greedy_rewards = to_rewards(args, greedy_grades)
+            greedy_rewards = torch.tensor(greedy_grades.paid).float()
             measured = bandit.lengths_and_logprobs(rollouts, n)
             round_rewards = bandit.RoundRewards(rewards, greedy_rewards, histories, *measured)
             advantages = bandit.advantages(args.advantage, round_rewards, args.rollouts)
@@ -239,11 +256,6 @@ def next_batch(args: Namespace, sets: data.ProblemSets, number: int) -> tuple[li
     order = permutation(args.seed, Purpose.ORDER, epoch, size=len(sets.train))
     chosen = order[place * args.batch_size : (place + 1) * args.batch_size]
     return [sets.train[i] for i in chosen], [sets.train_prompts[i] for i in chosen]
-
-
-def to_rewards(args: Namespace, grades: evaluate.Grades) -> torch.Tensor:
-    """--right-reward for each right verdict, --wrong-reward for any other; flat, float32."""
-    return torch.tensor(np.where(grades.right, args.right_reward, args.wrong_reward)).float()
 
 
 def to_batch(
@@ -317,8 +329,16 @@ def main(argv: list[str] | None = None) -> None:
     try:
         # All processes write to the main one's folder; each looked for an unused name by itself.
         args.out = distributed.all_gather(args.out)[0]
-        state = distributed.raise_on_all_ranks(TrainState, args)
+        amounts = args.right_reward, args.wrong_reward
+        score = distributed.raise_on_all_ranks(evaluate.scorer, args.reward, *amounts)
+        state = distributed.raise_on_all_ranks(TrainState, args, score)
+        checked = args.model, state.model, bandit.completion_logprobs
+        distributed.raise_on_all_ranks(rollout.check, *checked)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
+        prompts = sets.train_prompts + data.encode(state.tokenizer, sets.test)
+        distributed.raise_on_all_ranks(
+            models.check_prompts, state.model, prompts, args.max_new_tokens
+        )
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
         print(
@@ -331,12 +351,19 @@ def main(argv: list[str] | None = None) -> None:
             if distributed.is_main_process():
                 state.finish(evaluate.sample_lines(args, state, sets))
         distributed.wait_and_exit()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         distributed.exit_with_error("train.py", to_sentence(error, state))
+    finally:
+        if state:
+            state.folder.release()
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
     """The error as a sentence for the user; raised again if the user did not cause it."""
+    if isinstance(error, RewardFileError) and state is not None:
+        return state.reward_failed(error)
+    if isinstance(error, OSError) and state and state.saved >= 0:
+        return f"{error}; --resume --out {state.args.out} goes on from round {state.saved}"
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:

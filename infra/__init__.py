@@ -2,6 +2,7 @@
 
 train_state.py         everything that changes during a run: saved, resumed, finished
 run_folder.py          a run's folder: its flags, its logs, its clock, the request to stop
+queue.py               the queue of ablate.sh: runs, skips, resumes and reports
 checkpoint.py          checkpoints that survive a kill at any moment
 curve.py               the figure of one run and its account in words
 seeding.py             one seed for each purpose and round
@@ -18,3 +19,16 @@ memory.py              how much memory there is, and what to lower when it runs 
 
 Nothing here imports a script of the root or of lab/.
 """
+
+import sys
+
+
+def say_stopped(kind: type, error: BaseException, traceback: object) -> None:
+    """What Python calls when a script ends in an error: Ctrl-C is answered by a sentence."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{sys.argv[0]}: stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = say_stopped

@@ -2,11 +2,12 @@
 
 A checkpoint is written under a temporary name, forced to disk, then renamed. So a process that is
 killed at any moment leaves the earlier checkpoints whole. The last two are kept, and the newest
-one that can be read is loaded.
+one whose checksums (the zip's CRC-32 of each tensor) hold is loaded.
 """
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -19,9 +20,13 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     return sorted(Path(folder).glob("checkpoints/round-*.pt"), reverse=True)
 
 
+def path_of(folder: Path | str, round_number: int) -> Path:
+    return Path(folder) / "checkpoints" / f"round-{round_number:06}.pt"
+
+
 def save(folder: Path | str, round_number: int, state: dict) -> None:
     """Write `state` (tensors, numbers, lists and dictionaries of them) for a round."""
-    path = Path(folder) / "checkpoints" / f"round-{round_number:06}.pt"
+    path = path_of(folder, round_number)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
@@ -41,6 +46,9 @@ def load_newest(folder: Path | str) -> dict | None:
     found = list_checkpoints(folder)
     for path in found:
         try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load would not notice
+                    raise ValueError(f"the checksum of {damaged} does not hold")
             # mmap: several processes on one machine share one copy
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged zip, a damaged pickle: torch raises many kinds

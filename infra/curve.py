@@ -1,6 +1,5 @@
 """One run as a figure and in words: curve.png, and the account that ends a run."""
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,8 @@ matplotlib.use("Agg")  # draw into files only, so no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from infra.run_folder import read_lines  # noqa: E402
+from infra.intervals import wilson  # noqa: E402
+from infra.run_folder import read_json, read_lines  # noqa: E402
 
 # Okabe and Ito's colours, which stay distinct for colour-blind readers and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -37,7 +37,7 @@ def draw_curve(folder: Path | str) -> None:
     The run may still be going on.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     metrics = read_lines(folder / "metrics.jsonl")
     evals = read_lines(folder / "evals.jsonl")
     figure, (left, right) = plt.subplots(
@@ -127,6 +127,12 @@ def before_and_after(evals: list[dict]) -> dict:
     return summary
 
 
+def first_and_last(values: list[float]) -> tuple[float, float]:
+    """The means over the first and over the last tenth of the rounds."""
+    tenth = max(1, len(values) // 10)
+    return float(np.mean(values[:tenth])), float(np.mean(values[-tenth:]))
+
+
 # --- the account in words -------------------------------------------------------------------------
 
 
@@ -138,14 +144,17 @@ def plus_minus(error: float | None) -> str:
 def account(folder: Path | str) -> str:
     """What a run learnt, in a few sentences: examples, gains, their split, where the files are."""
     folder = Path(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json")
     evals = read_lines(folder / "evals.jsonl")
+    config = read_json(folder / "config.json")
+    queries = min(config["eval_queries"], len(evals[-1]["right"]))  # of pass@k
     lines = [
         *examples_in_words(read_lines(folder / "samples.jsonl")),
         "",
         *(gain_in_words(split, summary, evals) for split in ("train", "test")),
-        split_in_words(summary),
-        *pass_at_k_in_words(summary),
+        *([] if config.get("reward") else [split_in_words(summary)]),  # a file knows no format
+        *sharpening_in_words(summary, read_lines(folder / "metrics.jsonl")),
+        *pass_at_k_in_words(summary, queries),
         f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "
         f"({summary['regret']:,} of them wrong), {summary['seconds']:.0f} s. "
         f"Curve, metrics, samples and the model: {folder}/",
@@ -201,8 +210,39 @@ def split_in_words(summary: dict) -> str:
     )
 
 
-def pass_at_k_in_words(summary: dict) -> list[str]:
-    """pass@k before and after, if the run measured it, with what it tells."""
+def sharpening_in_words(summary: dict, metrics: list[dict]) -> list[str]:
+    """Whether the policy's likeliest completions became right, or it only says them more often."""
+    names = [f"test_greedy_{when}{part}" for part in ("", "_se") for when in ("before", "after")]
+    if any(summary.get(name) is None for name in names) or not metrics:
+        return []
+    before, after, error_before, error_after = (summary[name] for name in names)
+    error = (error_before**2 + error_after**2) ** 0.5
+    entropy_before, entropy_after = first_and_last([line["entropy"] for line in metrics])
+    if after - before > 2 * error:
+        verdict = "The likeliest completions became right, so this is more than sharpening"
+    elif summary["test_pass@1_after"] - summary["test_pass@1_before"] > 2 * error:
+        verdict = "The likeliest completions are as good as before, so this is sharpening"
+    else:
+        verdict = "Neither changed by more than the noise"
+    return [
+        f"test greedy: {before:.3f}{plus_minus(error_before)} -> {after:.3f}"
+        f"{plus_minus(error_after)}, entropy {entropy_before:.2f} -> {entropy_after:.2f} nats a "
+        f"token. {verdict}."
+    ]
+
+
+def share_in_words(share: float, error: float | None, count: int) -> str:
+    """A share of `count` queries with its error; of 0 and 1 the bound of Wilson's interval."""
+    low, high = wilson(share, count)
+    if share == 1:
+        return f"{share:.3f} (95 %: at least {low:.3f})"
+    if share == 0:
+        return f"{share:.3f} (95 %: at most {high:.3f})"
+    return f"{share:.3f}{plus_minus(error)}"
+
+
+def pass_at_k_in_words(summary: dict, queries: int) -> list[str]:
+    """pass@k of `queries` queries before and after, if the run measured it, and what it tells."""
     lines = []
     for key in summary:
         name = key.removeprefix("test_").removesuffix("_before")
@@ -211,13 +251,13 @@ def pass_at_k_in_words(summary: dict) -> list[str]:
             continue
         if f"test_{name}_after" not in summary:  # the last evaluation was one on the way
             continue
-        before, after = summary[f"test_{name}_before"], summary[f"test_{name}_after"]
-        error_before = summary[f"test_{name}_before_se"]
-        error_after = summary[f"test_{name}_after_se"]
+        keys = f"test_{name}_before", f"test_{name}_after"
+        before, after = (
+            share_in_words(summary[key], summary[f"{key}_se"], queries) for key in keys
+        )
         tries = name.removeprefix("pass@")
         lines.append(
-            f" test {name}: {before:.3f}{plus_minus(error_before)} -> "
-            f"{after:.3f}{plus_minus(error_after)}. What the base solves in {tries} tries can be "
+            f" test {name}: {before} -> {after}. What the base solves in {tries} tries can be "
             "sharpened into one; a rise here comes from queries that it solved rarely or never"
         )
     return lines

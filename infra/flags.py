@@ -4,7 +4,9 @@ A refusal is one sentence. It names the flag and the value.
 """
 
 import argparse
+import hashlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -30,6 +32,19 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        # An output that cannot show a character, such as ±, shows a question mark.
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        return super().parse_args(*args, **kwargs)
+
+
+def path(text: str) -> str:
+    """A flag type: the name of a file or folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
 
 def at_least(bound: int | float) -> Callable[[str], int | float]:
     """A flag type: a number of the type of `bound` that is not below it."""
@@ -39,6 +54,11 @@ def at_least(bound: int | float) -> Callable[[str], int | float]:
 def above(bound: int | float) -> Callable[[str], int | float]:
     """A flag type: a finite number of the type of `bound` that is above it."""
     return number(bound, lambda value: value > bound, f"a finite number above {bound:g}")
+
+
+def within(low: int | float, high: int | float) -> Callable[[str], int | float]:
+    """A flag type: a number of the type of `low`, from low to high."""
+    return number(low, lambda value: low <= value <= high, f"from {low:g} to {high:g}")
 
 
 def number(
@@ -52,9 +72,10 @@ def number(
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text} is not a {kind_name}") from None
-        # math.isfinite overflows on whole numbers of hundreds of digits, which are finite anyway
-        if not (is_good(value) and (kind is int or math.isfinite(value))):
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not a {kind_name}") from None
+        if math.inf > abs(value) >= (2**31 if kind is int else 1e30):  # no tensor's size or float32
+            raise argparse.ArgumentTypeError(f"{text[:40]} is too large")
+        if not (is_good(value) and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{text} must be {wanted}")
         return value
 
@@ -69,7 +90,10 @@ def changed_flags(args: argparse.Namespace, parser: FlagParser, unnamed: tuple[s
             continue
         text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
         parts.append(f"{name.replace('_', '-')}={text}".replace("/", "_"))
-    return ",".join(parts) or "default"
+    text = ",".join(parts) or "default"
+    # A file system takes 255 bytes, and -2, -3, ... may follow.
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
+    return text if len(text.encode(errors="replace")) <= 200 else f"{text[:50]}...{digest}"
 
 
 def check_unused(args: argparse.Namespace, parser: FlagParser) -> None:
@@ -78,8 +102,17 @@ def check_unused(args: argparse.Namespace, parser: FlagParser) -> None:
     def is_changed(name: str) -> bool:
         return getattr(args, name) != parser.get_default(name)
 
+    if args.reward and (is_changed("right_reward") or is_changed("wrong_reward")):
+        raise ValueError(
+            "--right-reward and --wrong-reward are what the verifier pays: with --reward "
+            f"{args.reward} that file says what is paid"
+        )
     if is_changed("kl_estimator") and not args.kl:
         raise ValueError(f"--kl-estimator {args.kl_estimator} is of no use without --kl")
+    if is_changed("eval_queries") and args.eval_samples == 1:
+        raise ValueError(
+            f"--eval-queries {args.eval_queries} is for the pass@k, and --eval-samples 1 has none"
+        )
     if args.epochs_per_round == 1 and (is_changed("clip_low") or is_changed("clip_high")):
         raise ValueError(
             "--clip-low and --clip-high do nothing at one step a round, where the ratio is 1: "

@@ -74,12 +74,28 @@ def grouped_attention(module, query, key, value, attention_mask, **kwargs):
     query: [rows, heads, 1, size]. key, value: [rows, key heads, length, size].
     """
     rows, heads, columns, size = query.shape
-    if columns > 1:  # a prefill
+    window = window_of(module)
+    if window != kwargs.get("sliding_window"):
+        raise ValueError("its attention has another window than its configuration")
+    if columns > 1:  # a prefill, for which the model makes the mask
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if window and key.shape[2] > window:
+        # A row sees the first columns, up to its own; of these only the last `window` are left.
+        seen = (attention_mask == 0).sum(dim=-1, keepdim=True)
+        too_old = torch.arange(key.shape[2], device=key.device) < seen - window
+        attention_mask = attention_mask.masked_fill(too_old, -torch.inf)
     query = query.view(rows, key.shape[1], -1, size)
     output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
     return output.reshape(rows, 1, heads, size), None
+
+
+def window_of(module: torch.nn.Module) -> int | None:
+    """How many tokens a layer's attention sees, its own included; None for all before it."""
+    layer_types = getattr(module.config, "layer_types", None)
+    if layer_types and layer_types[module.layer_idx] != "sliding_attention":
+        return None
+    return getattr(module.config, "sliding_window", None)
 
 
 AttentionInterface.register("grouped", grouped_attention)

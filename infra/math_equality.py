@@ -223,8 +223,8 @@ UNIT_NAMES = {
 UNITS = by_alias(UNIT_NAMES)
 UNITS.update({name: name for name in UNIT_NAMES})
 
-# Letters side by side are variables (xy is x times y), except these short words and any run of
-# more than three letters that stands apart.
+# Letters side by side are variables (xy is x times y), except these short words, any run of more
+# than three letters that stands apart, and plain words without mathematics (is_plain_word).
 SHORT_WORDS = {unit for unit in UNITS if len(unit) > 1 and unit.isalpha()}
 SHORT_WORDS -= {"in", "mi", "am", "sec", "min", "rad", "sq"}
 SHORT_WORDS |= {"per", "cup", "pie", "men", "way", "yes", "no", "odd", "one", "two", "six", "ten"}
@@ -281,6 +281,8 @@ IN_MATH = token_pattern("[A-Za-z]+")
 IN_TEXT = token_pattern(r"[A-Za-z] (?: [A-Za-z'-] | \.(?=[A-Za-z]) )* \.?")  # two-digit, p.m.
 ONLY_LETTERS = re.compile("[A-Za-z' -]*")
 LOWER_CASE_WORD = re.compile("[a-z]{4}")
+PLAIN_WORDS = re.compile(r"\{*[A-Za-z, ]*\}*")
+LETTERS_IN_TEXT = re.compile(r"\A\\text\{([A-Za-z ]+)\}\Z")  # \text{go}, which go is equal to
 
 OPENING = ("(", "[", "{", "\\{")
 CLOSING = (")", "]", "}", "\\}")
@@ -289,6 +291,8 @@ CLOSING = (")", "]", "}", "\\}")
 def tokenize(text: str, in_text: bool = False) -> list[Token]:
     r"""The tokens of an answer. `in_text`: it is the content of a \text{}."""
     if ONLY_LETTERS.fullmatch(text) and LOWER_CASE_WORD.search(text):
+        in_text = True
+    if PLAIN_WORDS.fullmatch(text) and any(map(is_plain_word, re.findall("[A-Za-z]+", text))):
         in_text = True
     pattern = IN_TEXT if in_text else IN_MATH
     tokens = []
@@ -318,6 +322,20 @@ def tokenize(text: str, in_text: bool = False) -> list[Token]:
                 kind = "var"
             tokens.append((kind, value))
     return tokens
+
+
+def is_plain_word(letters: str) -> bool:
+    """Is it dog, rather than the product abc, the name ABC or the function sin?
+
+    Three letters with a vowel are a word, unless they are neighbours in the alphabet.
+    """
+    if len(letters) < 3 or letters.isupper() or letters in COMMANDS_WITHOUT_BACKSLASH:
+        return False
+    lower = letters.lower()
+    places = sorted(map(ord, lower))
+    are_neighbours = len(letters) == 3 and places == list(range(places[0], places[0] + 3))
+    has_vowel = bool(set(lower) & set("aeiouy"))
+    return has_vowel and not are_neighbours and lower not in SHORT_WORDS and lower != "and"
 
 
 def number_tokens(value: str, open_brackets: list[str]) -> list[Token]:
@@ -733,6 +751,13 @@ def name_and_values(tree: Tree) -> tuple[Tree | None, list[Tree]]:
     return None, list(sides) if signs[0] == "=" and others_are_equal else []
 
 
+def spelled_out(tree: Tree) -> Tree:
+    """A word of three letters as the product of its letters; any other tree as it is."""
+    if tree[0] != "words" or len(tree[1]) != 3 or not tree[1].isalpha():
+        return tree
+    return ("*", *(("const" if letter in "ei" else "var", letter) for letter in tree[1]))
+
+
 def is_name(tree: Tree) -> bool:
     """x, or (x, y) as in (x, y) = (1, 2)."""
     if tree[0] == "tuple":
@@ -848,7 +873,7 @@ def compare(answer: str, gold: str) -> Result:
     """Compare two answers in normal form."""
     if is_empty(gold):
         return Result(False, "the reference is empty")
-    if answer == gold:
+    if answer == gold or LETTERS_IN_TEXT.sub(r"\1", answer) == LETTERS_IN_TEXT.sub(r"\1", gold):
         return Result(True, "the normal forms are the same text")
     problem = read(answer).problem or read(gold).problem
     if problem:
@@ -891,6 +916,9 @@ class Comparison:
             return self.states_value(b, a)
         if kinds == {"words", "var"}:  # \text{NO} and NO
             return a[1].lower() == b[1].lower()
+        if "words" in kinds and not kinds <= ANSWERS:  # abx, a word by itself, and b*a*x
+            a, b = spelled_out(a), spelled_out(b)
+            kinds = {a[0], b[0]}
         if kinds <= {"set", "list"} or kinds == {"union"}:
             return self.same_in_any_order(a[1:], b[1:])
         if not kinds & ANSWERS:

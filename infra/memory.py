@@ -64,8 +64,8 @@ def gpu_cache_tokens(name: str, model: PreTrainedModel) -> int | None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or in the CPU's libraries."""
     phrases = ("can't allocate memory", "STATUS_ALLOC_FAILED")
-    is_torch_error = isinstance(error, torch.OutOfMemoryError)
-    return is_torch_error or any(phrase in str(error) for phrase in phrases)
+    is_memory_error = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_memory_error or any(phrase in str(error) for phrase in phrases)
 
 
 def what_to_lower(

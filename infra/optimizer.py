@@ -26,16 +26,18 @@ class MasterWeights:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
-        # Tied weights come once.
-        self.names, self.model_weights = zip(*model.named_parameters(), strict=True)
+        # Tied weights come once. A table of positions that is never trained has no gradient.
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.model_weights = zip(*trained, strict=True)
         self.are_the_models_own = model.dtype == dtype
         if self.are_the_models_own:
             self.weights = self.model_weights
             return
         self.weights = tuple(torch.nn.Parameter(p.detach().clone()) for p in self.model_weights)
-        for master, weight in zip(self.weights, self.model_weights, strict=True):
+        for weight in model.parameters():
             # model.to(dtype) would also round the rotary frequencies.
             weight.data = weight.data.to(dtype)
+        for master, weight in zip(self.weights, self.model_weights, strict=True):
             weight.register_post_accumulate_grad_hook(add_gradient_to(master))
 
     @torch.no_grad()
@@ -106,7 +108,7 @@ def clip_and_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)
     if not grad_norm.isfinite():
         raise ValueError(
-            "the gradient is not finite: the learning rate is too high, or a reward too large"
+            "the gradient is not finite: --lr, --kl or a reward is too large"
         )
     optimizer.step()
     changes = [

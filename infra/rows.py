@@ -59,8 +59,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
+                    # Half of a character (a surrogate alone) could be neither tokenized nor shown.
+                    json.dumps(row := json.loads(line), ensure_ascii=False).encode()
+                    yield number, row
+        except UnicodeEncodeError:
+            raise ValueError(f"{path}, line {number}: holds half of a character") from None
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None

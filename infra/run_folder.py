@@ -9,6 +9,8 @@ docs/log.md explains every field. With several processes only the main one write
 """
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from infra import checkpoint, distributed
 
@@ -29,6 +32,7 @@ NEVER_COMPARED = ("out", "resume")  # flags that are no part of what a run is
 # Flags that a resume may change: they trade memory and time, not results.
 CHANGEABLE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")
 NOT_IN_CONFIG = (*NEVER_COMPARED, "save_every", "cache_tokens")
+LOGS = ("metrics", "evals")
 OLD_NAMES = {  # of fields in logs that were written before they were renamed
     "cut": "truncated",
     "gap": "sampler_mismatch",
@@ -39,18 +43,52 @@ OLD_NAMES = {  # of fields in logs that were written before they were renamed
 # --- files ----------------------------------------------------------------------------------------
 
 
+def read_json(path: Path) -> dict:
+    """The object in a file. Raises ValueError, which names the file, if it holds none."""
+    return parse_object(read_text(path), str(path))
+
+
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file; a last line that a kill left incomplete is dropped."""
+    """The objects of a .jsonl file, if it exists; a last line that a kill left torn is dropped.
+
+    Raises ValueError, which names the file and the line, if another one is no object.
+    """
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        lines.append({OLD_NAMES.get(key, key): value for key, value in line.items()})
-    return lines
+    *whole, last = read_text(path).split("\n")
+    lines = [parse_object(text, f"{path}, line {i}") for i, text in enumerate(whole, 1)]
+    with contextlib.suppress(ValueError):
+        lines.append(parse_object(last, "the last line"))
+    return [{OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+
+
+def parse_object(text: str, where: str) -> dict:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # nested so deep that it is no log of ours
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is not a JSON object but a {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make an error of writing a file, as of a full disk, a sentence that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have theirs
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0]
+        raise OSError(f"cannot write {path}: {reason}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,8 +102,9 @@ def write_lines(path: Path, lines: list[dict]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write under a temporary name, then rename, so that a reader never meets half a file."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(text)
+        os.replace(temporary, path)
 
 
 def unused_folder(path: Path, resume: bool) -> Path:
@@ -98,24 +137,54 @@ def commit() -> str | None:
 class RunFolder:
     """The folder of one run.
 
-    path: the folder; it is made by `open`.
+    path: the folder; it is made by `take`.
     flags: {name of a flag: value}, as the command line gave them.
     """
 
     def __init__(self, path: Path, flags: dict[str, Any]):
         self.path = path
         self.flags = flags
+        self.lock: int | None = None
 
-    def open(self) -> None:
-        """Make the folder and write config.json; raise ValueError if it holds another run."""
+    def take(self) -> None:
+        """Make the folder and lock it, so that no other process writes into it.
+
+        The system drops the lock when this process ends, whatever ends it.
+        Raises ValueError if it is locked, or holds a run although none is to be resumed.
+        """
+        if self.flags["resume"] and not (self.path / "config.json").exists():
+            raise ValueError(f"--resume: there is no run in {self.path}")
         if not distributed.is_main_process():
             return
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ValueError(f"--out {self.path}: another process is at work there") from None
+        except OSError:  # some file systems have no locks
+            pass
         if not self.flags["resume"] and self.holds_a_run():
+            self.release()
             raise ValueError(
                 f"--out {self.path} holds a run already: add --resume to go on with it, or name "
                 "another"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        for half_written in [*self.path.glob("*.tmp"), *self.path.glob("checkpoints/*.tmp")]:
+            half_written.unlink()
+
+    def release(self) -> None:
+        """Drop the lock."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def open(self) -> None:
+        """Write config.json."""
+        if not distributed.is_main_process():
+            return
         kept = {key: value for key, value in self.flags.items() if key not in NOT_IN_CONFIG}
         versions = {
             "torch": torch.__version__,
@@ -123,38 +192,81 @@ class RunFolder:
             "commit": commit(),
             "processes": distributed.world_size(),
         }
-        write_json(self.path / "config.json", kept | versions)
+        config = self.path / "config.json"
+        if config.exists() and (errors := read_json(config).get("reward_errors")):
+            versions["reward_errors"] = errors
+        write_json(config, kept | versions)
 
     def holds_a_run(self) -> bool:
-        has_config = (self.path / "config.json").exists()
-        return has_config or bool(checkpoint.list_checkpoints(self.path))
+        """Whether anything was computed: a start that failed before that is no run."""
+        evals = self.path / "evals.jsonl"
+        has_evals = evals.exists() and evals.stat().st_size > 0
+        return has_evals or bool(checkpoint.list_checkpoints(self.path))
 
     def check_flags(self) -> None:
         """Raise ValueError unless the folder holds a run of the same flags."""
-        try:
-            before = json.loads((self.path / "config.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            raise ValueError(f"--resume: there is no run in {self.path}") from None
+        before = read_json(self.path / "config.json")
+        has_raised = {error["hash"] for error in before.get("reward_errors", [])}
         for name, value in self.flags.items():
             if name in ("rounds", *NEVER_COMPARED, *CHANGEABLE) or before.get(name) == value:
                 continue
+            if name == "reward" and value and before.get(name):  # the hash decides, not the path
+                continue
+            if name == "reward_hash" and before.get(name) in has_raised:  # it may have been mended
+                continue
+            if name == "reward_hash" and value and before.get(name):
+                raise ValueError(
+                    f"--resume: {self.flags['reward']} is not the reward file of the run in "
+                    f"{self.path}: its sha256 is {value[:12]}, the run's is {before[name][:12]}"
+                )
             flag = "--" + name.replace("_", "-")
             raise ValueError(
                 f"--resume: the run in {self.path} has {flag} {before.get(name)}, not {value}"
             )
 
-    def append(self, name: str, line: dict) -> None:
-        """Add a line to NAME.jsonl."""
+    def note_reward_error(self, round_number: int, message: str) -> None:
+        """Write into config.json that the reward file raised, so that it may be mended."""
         if distributed.is_main_process():
-            with open(self.path / f"{name}.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
+            config = read_json(self.path / "config.json")
+            error = {"round": round_number, "hash": config["reward_hash"], "error": message}
+            config["reward_errors"] = [*config.get("reward_errors", []), error]
+            write_json(self.path / "config.json", config)
 
-    def drop_lines_after(self, name: str, round_number: int) -> None:
-        """Drop the lines of later rounds from NAME.jsonl: a resume makes them again."""
-        path = self.path / f"{name}.jsonl"
-        kept = [line for line in read_lines(path) if line["round"] <= round_number]
+    def append(self, name: str, *lines: dict) -> None:
+        """Add lines to NAME.jsonl."""
         if distributed.is_main_process():
-            write_lines(path, kept)
+            path = self.path / f"{name}.jsonl"
+            with writing(path), open(path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def log_marks(self) -> dict[str, list]:
+        """[bytes, sha256] of each log, forced to disk: a checkpoint of now goes on from there."""
+        marks = {}
+        for name in LOGS:
+            path = self.path / f"{name}.jsonl"
+            with writing(path), open(path, "ab+") as file:
+                os.fsync(file.fileno())
+                file.seek(0)
+                text = file.read()
+            marks[name] = [len(text), hashlib.sha256(text).hexdigest()]
+        return marks
+
+    def cut_logs(self, marks: dict[str, list]) -> None:
+        """Drop what follows the marks of a checkpoint: a resume makes it again.
+
+        Raises ValueError if a log was changed, or does not reach its mark.
+        """
+        for name in LOGS:
+            path = self.path / f"{name}.jsonl"
+            size, digest = marks.get(name, [0, hashlib.sha256().hexdigest()])
+            text = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(text[:size]).hexdigest() != digest:
+                raise ValueError(
+                    f"--resume: {path} is not what it was when the checkpoint was written: it has "
+                    "lost lines or was changed"
+                )
+            if distributed.is_main_process() and len(text) > size:
+                os.truncate(path, size)
 
 
 # --- clock and signals ----------------------------------------------------------------------------

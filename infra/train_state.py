@@ -5,6 +5,7 @@ A run that was killed and resumed equals one that was never stopped: seeds deriv
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
@@ -18,6 +19,7 @@ from infra.run_folder import (
     read_lines,
     write_json,
     write_lines,
+    writing,
 )
 
 COUNTERS = ("round", "evaluated", "rollouts", "tokens", "regret", "seconds")
@@ -27,12 +29,14 @@ class TrainState:
     """The policy and its optimizer, the reward windows, the counters, and the run's folder.
 
     args: the flags of train.py.
+    score: what evaluate.grade calls; that of a file has a hash, which becomes part of the flags.
     Raises ValueError, in one sentence, for flags that cannot be run.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.folder = RunFolder(args.out, vars(args))
+    def __init__(self, args: argparse.Namespace, score: Callable):
+        self.args, self.score = args, score
+        reward_hash = getattr(score, "hash", None)
+        self.folder = RunFolder(args.out, vars(args) | {"reward_hash": reward_hash})
         self.timer, self.stop = Timer(), StopRequest()
         self.round = self.rollouts = self.tokens = self.regret = 0
         self.seconds = 0.0
@@ -47,7 +51,6 @@ class TrainState:
         args = self.args
         self.model, self.tokenizer = models.load(args.model)
         models.set_threads(self.model, args.threads)
-        models.check_head(self.model)
         if args.gradient_checkpointing:
             models.recompute_layers(self.model)
         self.dtype = getattr(torch, args.dtype) if args.dtype else models.compute_dtype()
@@ -70,8 +73,9 @@ class TrainState:
         return self.reference or models.load(self.args.model, dtype=self.dtype)[0]
 
     def start(self) -> None:
-        """Start the clock, resume if asked to, and open the run's folder."""
+        """Start the clock, take the run's folder, and resume if asked to."""
         self.clock = Clock()
+        self.folder.take()
         if self.args.resume:
             self.resume()
         self.folder.open()
@@ -88,28 +92,40 @@ class TrainState:
             **{name: getattr(self, name) for name in COUNTERS},
         }
         if distributed.is_main_process():
-            checkpoint.save(self.folder.path, self.round, state)
+            state["logs"] = self.folder.log_marks()
+            with writing(checkpoint.path_of(self.folder.path, self.round)):
+                checkpoint.save(self.folder.path, self.round, state)
         self.saved = self.round
         distributed.all_gather(None)  # no process goes on before the checkpoint is written
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint; drop the log's lines of later rounds."""
+        """Go on from the newest checkpoint; drop what the logs hold beyond it."""
         self.folder.check_flags()
-        if state := checkpoint.load_newest(self.folder.path):
-            self.masters.load_state_dict(state["model"])
-            optimizer.load_state(self.optimizer, state["optimizer"])
-            self.windows = state["windows"]
-            for name in COUNTERS:
-                setattr(self, name, state[name])
-            self.clock.total = self.seconds
-            self.saved = self.round
-        self.folder.drop_lines_after("metrics", self.round)
-        self.folder.drop_lines_after("evals", self.evaluated)
+        state = checkpoint.load_newest(self.folder.path) or {}
+        try:
+            if state:
+                self.load(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"--resume: the checkpoint in {self.folder.path} is not of this run "
+                f"({type(error).__name__}: {error})"
+            ) from None
+        self.folder.cut_logs(state.get("logs", {}))
         if self.round and self.args.rounds < self.round:
             raise ValueError(
                 f"--rounds {self.args.rounds}: the run in {self.folder.path} is at round "
                 f"{self.round} already"
             )
+
+    def load(self, state: dict) -> None:
+        """Take over what `save` wrote."""
+        self.masters.load_state_dict(state["model"])
+        optimizer.load_state(self.optimizer, state["optimizer"])
+        self.windows = state["windows"]
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        self.clock.total = self.seconds
+        self.saved = self.round
 
     def check_resumed(self) -> None:
         """Raise ValueError if the processes found checkpoints of different rounds."""
@@ -131,8 +147,9 @@ class TrainState:
         self.seconds = self.clock.read()
         write_lines(path / "samples.jsonl", samples)
         self.masters.move_into_model()
-        self.model.save_pretrained(path / "model")
-        self.tokenizer.save_pretrained(path / "model")
+        with writing(path / "model"):
+            self.model.save_pretrained(path / "model")
+            self.tokenizer.save_pretrained(path / "model")
         summary = curve.before_and_after(read_lines(path / "evals.jsonl"))
         summary |= {
             "rounds": self.round,
@@ -144,8 +161,20 @@ class TrainState:
             "commit": commit(),
         }
         write_json(path / "summary.json", summary)
-        self.draw_curve()
+        with writing(path / "curve.png"):
+            self.draw_curve()
         print(curve.account(path))
+
+    def reward_failed(self, error: ValueError) -> str:
+        """A sentence on the error in the reward file. Saves the rounds so far.
+
+        Neither a round nor an evaluation has changed anything before all rewards are there. With
+        several processes it is unknown whether all are here, and saving needs all of them.
+        """
+        if distributed.world_size() == 1 and self.evaluated >= 0:
+            self.save()
+        self.folder.note_reward_error(self.round, str(error))
+        return f"{error}; mend it, then --resume --out {self.folder.path} goes on"
 
     def out_of_memory(self, cached_tokens: int | None) -> str:
         """A sentence on what to lower. Saves the rounds so far, unless a step was half taken.

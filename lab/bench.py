@@ -13,6 +13,7 @@ the ratio; the table shows the median and the range over the repeats. bench_peer
 TRL and Math-Verify are optional: pip install trl math-verify
 """
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -20,7 +21,7 @@ from statistics import median
 
 import torch
 
-from infra.flags import FlagParser, above, at_least
+from infra.flags import FlagParser, above, at_least, path, within
 from infra.run_folder import write_json
 from lab.bench_dtype import dtype
 from lab.bench_gpu import gpu
@@ -70,6 +71,14 @@ SECTIONS = {
     "table": table, "tricks": tricks, "verifier": verifier, "dtype": dtype, "gpu": gpu,
     "needs": needs,
 }  # fmt: skip
+READS = {  # the flags of each
+    "table": ("model", "data", "repeats", "threads", "json", "rows"),
+    "tricks": ("model", "data", "repeats", "threads"),
+    "verifier": ("rows",),
+    "dtype": ("model", "data", "repeats", "threads"),
+    "gpu": ("repeats",),
+    "needs": ("card",),
+}
 
 
 def main() -> None:
@@ -79,13 +88,16 @@ def main() -> None:
     flag("--model", default="tiny-qwen2", help="of the table and the tricks")
     flag("--data", default="tiny-gsm", help="of the table and the tricks")
     flag("--repeats", type=at_least(1), default=5, help="of each measurement")
-    flag("--threads", type=at_least(1), help="CPU threads (default: by the size of the model)")
-    flag("--json", help="a file for the ratios of the table")
+    flag("--threads", type=within(1, os.cpu_count()),
+         help="CPU threads (default: by the size of the model)")
+    flag("--json", type=path, help="a file for the ratios of the table")
     flag("--card", type=above(0.0), help="GB of a GPU's memory, for needs")
     flag("--rows", type=at_least(1), default=500, help="MATH answers that Math-Verify judges")
     flags = parser.parse_args()
-    if flags.card and flags.section != "needs":
-        parser.error("--card is for `python -m lab.bench needs` only")
+    for name, value in vars(flags).items():
+        is_changed = name != "section" and value != parser.get_default(name)
+        if is_changed and name not in READS[flags.section]:
+            parser.error(f"--{name} is of no use to `python -m lab.bench {flags.section}`")
     try:
         SECTIONS[flags.section](flags)
     except (ValueError, OSError) as error:

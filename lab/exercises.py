@@ -13,7 +13,6 @@ seed by seed: with those above them in their exercise, and with the first exerci
 have the same number of rounds.
 """
 
-import json
 import re
 import shlex
 import shutil
@@ -26,9 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infra import flags
-from infra.run_folder import read_lines, write_json
-from lab import report
+from infra import flags, intervals
+from infra.run_folder import read_json, read_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "course" / "exercises.md"
@@ -188,7 +186,7 @@ def read_figures(path: Path) -> dict:
     """What is kept of a run of train.py, or of the lines that evaluate.py wrote."""
     if path.suffix == ".jsonl":
         return {"test": float(np.mean([line["right"] for line in read_lines(path)]))}
-    summary = json.loads((path / "summary.json").read_text())
+    summary = read_json(path / "summary.json")
     last_evaluation = read_lines(path / "evals.jsonl")[-1]
     metrics = read_lines(path / "metrics.jsonl")
     quarter = max(1, len(metrics) // 4)
@@ -282,7 +280,7 @@ def difference_line(label: str, values: list[float]) -> list[str]:
     """One line: the mean of differences over seeds with its interval; none for a single seed."""
     if len(values) < 2:
         return []
-    mean, half = report.t_interval(values)
+    mean, half = intervals.t_interval(values)
     single = ", ".join(f"{value:+.3f}" for value in values)
     seeds = seeds_for(np.std(values, ddof=1))
     return [f"- {label}: {mean:+.3f} ± {half:.3f} ({single}; {seeds} seeds for ± 0.02)"]
@@ -296,7 +294,7 @@ def seeds_for(spread: float, wanted: float = 0.02) -> int:
     for n in range(2, 10_000):
         values = np.resize([-1.0, 1.0], n)
         # Of values with standard deviation 1, half the interval is t / sqrt(n).
-        _, half = report.t_interval(values / values.std(ddof=1))
+        _, half = intervals.t_interval(values / values.std(ddof=1))
         if half * spread <= wanted:
             return n
     raise ValueError(f"a spread of {spread} would take more than 10,000 seeds")
@@ -311,12 +309,12 @@ def main(argv: list[str] | None = None) -> None:
         "numbers", nargs="*", type=int, help="of the exercises to run (default: all)"
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "results" / "exercises",
+        "--out", type=flags.path, default=ROOT / "results" / "exercises",
         help="the folder of answers.json and answers.md",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        run_exercises(args.numbers, args.out)
+        run_exercises(args.numbers, Path(args.out))
     except (ValueError, OSError) as error:
         sys.exit(f"exercises.py: {error}")
     except KeyboardInterrupt:
@@ -332,7 +330,7 @@ def run_exercises(numbers: list[int], out: Path) -> None:
             raise ValueError(f"there is no exercise {number} in {PAGE.relative_to(ROOT)}")
     runs, path = out / "runs", out / "answers.json"
     runs.mkdir(parents=True, exist_ok=True)
-    answers = json.loads(path.read_text()) if path.exists() else {}
+    answers = read_json(path) if path.exists() else {}
     for exercise in exercises:
         if numbers and exercise.number not in numbers:
             continue

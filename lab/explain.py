@@ -45,6 +45,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
          help="tiny-qwen2, tiny-llama, tiny-olmo2, a folder or a model of the hub")
     flag("--data", default="tiny-gsm",
          help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math, or a path: data.py")
+    flag("--reward", metavar="FILE.py",
+         help="says what is paid, as in train.py (default: the verifier)")
     flag("--query", type=whole, default=8, help="its number in the train set, from 0")
     flag("--rollouts", type=count, default=4, help="completions of it")
     flag("--advantage", default="group", type=bandit.row_name, choices=bandit.ADVANTAGES,
@@ -62,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
 
     # train.py has flags for these two. Here they follow from the advantage: some need rewards of
-    # both signs, some need a window, which is empty before the first round.
+    # both signs (a reward file pays what it pays), some a window, empty before the first round.
     needs = bandit.ADVANTAGES[args.advantage].needs
     args.wrong_reward = -1.0 if needs == "signs" else 0.0
     args.window = max(8, args.rollouts) if needs == "window" else 0
@@ -112,13 +114,13 @@ class Walk(NamedTuple):
 
 def walk(args: argparse.Namespace) -> Walk:
     """Run the round; raise ValueError, in one sentence, for flags that cannot be run."""
-    queries = data.load(args.data, "train")
+    score = evaluate.scorer(args.reward, wrong_reward=args.wrong_reward)
+    queries = data.load(args.data, "train", needs_gold=not args.reward)
     if args.query >= len(queries):
         last = len(queries) - 1
         raise ValueError(f"--query {args.query}: the queries of {args.data} go from 0 to {last}")
     query = queries[args.query]
-    model, tokenizer = models.load(args.model)
-    models.check_head(model)
+    model, tokenizer = rollout.load(args.model)
     models.set_threads(model)
     reference = models.load(args.model)[0] if args.kl else None
     adamw = optimizer.adamw(optimizer.MasterWeights(model), args.lr)
@@ -131,8 +133,8 @@ def walk(args: argparse.Namespace) -> Walk:
     completions = [one.tokens for one in rollouts]
 
     # 3, 4. Verdicts, rewards, advantages.
-    grades = evaluate.grade(tokenizer, [query], rollouts + greedy)
-    all_rewards = torch.where(torch.from_numpy(grades.right), 1.0, args.wrong_reward)
+    grades = evaluate.grade(tokenizer, [query], rollouts + greedy, score)
+    all_rewards = torch.tensor(grades.paid).float()
     rewards, greedy_reward = all_rewards[None, :-1], all_rewards[-1:]
     windows = bandit.remember({}, [query.prompt], rewards, args.window)
     measured = bandit.lengths_and_logprobs(rollouts, args.rollouts)
@@ -305,8 +307,15 @@ def print_completions(args: argparse.Namespace, walked: Walk) -> None:
 def print_verdicts(args: argparse.Namespace, walked: Walk) -> None:
     gold, form = walked.query.gold, walked.query.form
     text = f"The verifier reads the last answer in the format asked for, {form}, and no other."
-    print_heading(3, "reward.judge", text)
+    if form is None:
+        text = "The verifier reads the last answer, after #### or in a box."
+    if args.reward:
+        text = f"{args.reward} says what is paid, and what counts as right."
+    print_heading(3, "score" if args.reward else "reward.judge", text)
     for i, one in enumerate(walked.attempts, 1):
+        if args.reward:
+            print(f"completion {i}: {'right' if one.right else 'wrong'}, reward R = {one.reward:g}")
+            continue
         why = one.verdict.why
         if one.right != one.verdict.correct:
             why = "truncated, so its number may be incomplete"

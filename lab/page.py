@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from infra import curve, flags
-from infra.run_folder import read_lines
+from infra.run_folder import read_json, read_lines
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # Bounds that keep a page below 500 kB.
@@ -79,7 +79,7 @@ def page_of_run(folder: Path) -> dict[str, Any]:
     tests = [line for line in evals if line["split"] == "test"]
     if not tests or not (folder / "config.json").exists():
         raise ValueError(f"there is no evaluated run in {folder}")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     steps = [to_step(line) for line in thin_out(tests, MOST_STEPS)]
     kept = next((line["samples"] for line in tests if line.get("samples")), [])
     notes = [

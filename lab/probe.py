@@ -1,18 +1,21 @@
 """Why a design choice helps or not: the gradient estimates themselves, at a fixed policy.
 
     python -m lab.probe     # at the base model and half-way through a run; takes minutes
-    python -m lab.probe --advantage maxrl opo    # these rows of bandit.ADVANTAGES too, at 32 x 8
+    python -m lab.probe --settings "64x1 reward" "8x8 opo" "8x1+7 rloo"    # any row of ADVANTAGES
 
 A setting turns the rollouts of one round into one estimate g of the policy gradient. Many
-independent rounds at a fixed policy, each of 256 sampled rollouts, show how good that estimate is.
-They are compared with a reference: the gradient of the expected reward of a completion, estimated
-without bias (RLOO, tokens summed) from thousands of other rollouts.
+independent rounds at a fixed policy show how good that estimate is. They are compared with a
+reference: the gradient of the expected reward of a completion, estimated without bias (RLOO, tokens
+summed) from thousands of other rollouts.
 
-    cosine    between the mean of the estimates and the reference. Its ceiling is the cosine of two
-              halves of the reference.
+    cosine    between the mean of the estimates and the reference. Both are noisy, so that even a
+              setting without a bias stays below 1. The report gives the ceiling that the noise of
+              the reference sets.
     a round   the mean cosine of single estimates: what one update sees
     SNR       |E g|^2 / (sum of the variances), without the bias of a finite number of rounds
     uphill    the share of rounds whose estimate has a positive product with the reference
+
+Standard errors are the jackknife's: each figure is computed again without each of the rounds.
 
 The same figures describe the step that Adam makes of each estimate. At the base model this is its
 first step, which is nearly the sign of g. Half-way it uses the moments that the run has gathered.
@@ -23,13 +26,14 @@ and is left out.
 The last lines of the report show why subtracting the mean reward may not help. The variance of
 (R - b) * score, where the score is the gradient of a completion's log-probability, is least at
 b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger scores, that is far
-below the mean reward. The same constant with lengths in the place of |score|^2 is what
-`bandit.opo` subtracts, with -log pi what `bandit.least_variance` does.
+below the mean reward. The report gives the same mean with lengths in the place of |score|^2, which
+`bandit.opo` takes over a group, and with -log pi, which `bandit.least_variance` takes.
 """
 
 import argparse
 import copy
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +51,9 @@ import evaluate
 import rollout
 import train
 from infra import checkpoint, curve, flags, models, optimizer  # curve makes pyplot draw into files
+from infra.run_folder import write_json
 
 WINDOW = 8  # rewards of a query that the run remembers
-SCORED = 256  # completions whose scores are measured
 MEASURES = ("cosine", "a round", "SNR", "uphill")
 # The reference and the scores have seeds that the rounds' small numbers never reach.
 REFERENCE_SEED = 10**6
@@ -79,6 +83,30 @@ SETTINGS = {  # each samples 256 rollouts a round
 REFERENCE = Setting(32, 8, 0, "rloo", "constant")
 
 
+def to_setting(text: str) -> Setting:
+    """ "8x1+7 group" as a Setting; the name is a row of bandit.ADVANTAGES.
+
+    Raises ValueError if train.py would refuse it.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))? (\S+)", text)
+    name = match and bandit.row_name(match[4])
+    if name not in bandit.ADVANTAGES or 0 in (int(match[1]), int(match[2])):
+        names = ", ".join(bandit.ADVANTAGES)
+        raise ValueError(
+            f'--settings "{text}": write queries x rollouts and an advantage, as in "8x8 group" or '
+            f'"8x1+7 rloo"; the advantages are {names}'
+        )
+    setting = Setting(int(match[1]), int(match[2]), int(match[3] or 0), name)
+    needs = bandit.ADVANTAGES[name].needs
+    window = WINDOW if needs == "window" else 0
+    wrong_reward = -1.0 if needs == "signs" else 0.0
+    try:
+        flags.check_settings(name, needs, *setting[:3], window, wrong_reward=wrong_reward)
+    except ValueError as error:
+        raise ValueError(f'--settings "{text}": {error}') from None
+    return setting
+
+
 # --- a policy, its rounds and their estimates -----------------------------------------------------
 
 
@@ -99,6 +127,8 @@ class Policy(NamedTuple):
     prompts: list[list[int]]
     windows: dict[str, list[float]]  # prompt text -> its last rewards
     moments: Moments | None
+    max_new_tokens: int
+    temperature: float = 1.0
 
 
 class Round(NamedTuple):
@@ -125,46 +155,41 @@ class Recorder:
             parameter.grad = None
 
 
-def sample_round(policy: Policy, queries: int, n: int, seed: int, max_new_tokens: int) -> Round:
+def sample_round(policy: Policy, queries: int, n: int, seed: int) -> Round:
     """n rollouts each of some random queries, with their rewards."""
     generator = np.random.default_rng([seed, 0])
     chosen = generator.choice(len(policy.queries), queries, replace=False)
-    rollouts, rewards = sample_and_pay(policy, chosen, n, max_new_tokens, seed=seed)
-    return Round(chosen, rollouts, rewards.view(queries, n))
-
-
-def rewards_of_greedy(policy: Policy, chosen: np.ndarray, max_new_tokens: int) -> torch.Tensor:
-    """The rewards of the greedy completions of these queries, [queries]."""
-    return sample_and_pay(policy, chosen, 1, max_new_tokens, temperature=0)[1]
+    rollouts, rewards = sample_and_pay(policy, chosen, n, policy.temperature, seed)
+    return Round(chosen, rollouts, rewards)
 
 
 def sample_and_pay(
-    policy: Policy, chosen: np.ndarray, n: int, max_new_tokens: int, **options: float
+    policy: Policy, chosen: np.ndarray, n: int, temperature: float, seed: int
 ) -> tuple[list[rollout.Rollout], torch.Tensor]:
-    """n rollouts of each of these queries, and their rewards of 1 and 0, [queries * n]."""
+    """n rollouts of each of these queries, and their rewards of 1 and 0, [queries, n]."""
     rollouts = rollout.sample(
-        policy.model, [policy.prompts[i] for i in chosen], n, max_new_tokens=max_new_tokens,
-        end_ids=models.end_ids(policy.model, policy.tokenizer), **options,
+        policy.model, [policy.prompts[i] for i in chosen], n, seed=seed,
+        max_new_tokens=policy.max_new_tokens, temperature=temperature,
+        end_ids=models.end_ids(policy.model, policy.tokenizer),
     )  # fmt: skip
     grades = evaluate.grade(policy.tokenizer, [policy.queries[i] for i in chosen], rollouts)
-    return rollouts, torch.tensor(grades.right, dtype=torch.float32)
+    return rollouts, torch.tensor(grades.right, dtype=torch.float32).view(len(chosen), n)
 
 
-def estimate(
-    policy: Policy, setting: Setting, sampled: Round, max_new_tokens: int
-) -> torch.Tensor:
+def estimate(policy: Policy, setting: Setting, sampled: Round) -> torch.Tensor:
     """The ascent direction of one round: minus the loss's gradient, unclipped, [parameters]."""
     chosen, rollouts, rewards = sampled
     n = setting.rollouts + setting.baseline_rollouts
     needs = bandit.ADVANTAGES[setting.advantage].needs
+    windows = greedy = None
     if needs == "signs":
         rewards = 2 * rewards - 1
-    windows = greedy = None
     if needs == "window":
         texts = [policy.queries[i].prompt for i in chosen]
         windows = bandit.remember(copy.deepcopy(policy.windows), texts, rewards, WINDOW)
     if needs == "greedy":
-        greedy = rewards_of_greedy(policy, chosen, max_new_tokens)
+        _, greedy = sample_and_pay(policy, chosen, 1, temperature=0, seed=0)
+        greedy = greedy.squeeze(1)
     measured = bandit.lengths_and_logprobs(rollouts, n)
     round_rewards = bandit.RoundRewards(rewards, greedy, windows, *measured)
     advantages = bandit.advantages(setting.advantage, round_rewards, setting.rollouts)
@@ -175,46 +200,68 @@ def estimate(
         completions=[rollouts[i].tokens for i in trained],
         advantages=advantages.reshape(-1),
     )
-    return -gradient_of_loss(policy.model, batch, setting.loss_mean, max_new_tokens)
+    return -gradient_of_loss(policy, batch, setting.loss_mean)
 
 
-def gradient_of_loss(
-    model: PreTrainedModel, batch: bandit.UpdateBatch, loss_mean: str, max_new_tokens: int = 1
-) -> torch.Tensor:
+def gradient_of_loss(policy: Policy, batch: bandit.UpdateBatch, loss_mean: str) -> torch.Tensor:
     """The gradient, [parameters], that bandit.update would step along; the model is unchanged."""
-    recorder = Recorder(model)
-    config = bandit.UpdateConfig(loss_mean, max_new_tokens, max_grad_norm=float("inf"))
-    bandit.update(model, recorder, batch, config)
+    recorder = Recorder(policy.model)
+    config = bandit.UpdateConfig(
+        loss_mean, policy.max_new_tokens, policy.temperature, max_grad_norm=float("inf")
+    )
+    bandit.update(policy.model, recorder, batch, config)
     return recorder.gradient
 
 
+# --- the scores of single completions -------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    value: float
+    error: float  # the jackknife's standard error
+
+
 class Scores(NamedTuple):
-    """One completion each of some queries: what the constant of least variance follows from."""
+    """Of some completions, one for each query. The score is the gradient of log pi(completion)."""
 
-    rewards: np.ndarray  # [count], 1 and 0
-    squared_norms: np.ndarray  # [count], |score|^2
-    lengths: np.ndarray  # [count], tokens
-    logprobs: np.ndarray  # [count], log pi
-
-    def constant(self, weights: np.ndarray) -> float:
-        """The mean of the rewards in which each completion counts by its weight."""
-        return (weights * self.rewards).sum() / weights.sum()
+    right: np.ndarray  # bool
+    squared_norms: np.ndarray  # of the scores
+    lengths: np.ndarray  # tokens
+    surprises: np.ndarray  # -log pi(completion), in nats
 
 
-def measure_scores(policy: Policy, max_new_tokens: int, count: int = SCORED) -> Scores:
-    """One completion each of `count` queries, with the squared norm of its score.
-
-    They give the constant b of least variance, which equation (4) of the lecture leaves free.
-    """
-    chosen, rollouts, rewards = sample_round(policy, count, 1, SCORE_SEED, max_new_tokens)
+def measure_scores(policy: Policy, count: int) -> Scores:
+    """The scores of one completion each of `count` queries."""
+    chosen, rollouts, rewards = sample_round(policy, count, 1, SCORE_SEED)
     squared_norms = []
-    for i, one in zip(chosen, rollouts, strict=True):
+    for i, one in zip(chosen, tqdm(rollouts, desc="scores", disable=None), strict=True):
         batch = bandit.UpdateBatch([policy.prompts[i]], [one.tokens], torch.ones(1))
-        gradient = gradient_of_loss(policy.model, batch, "constant")
+        gradient = policy.max_new_tokens * gradient_of_loss(policy, batch, "constant")
         squared_norms.append(gradient.square().sum().item())
-    measured = bandit.lengths_and_logprobs(rollouts, count)
+    measured = bandit.lengths_and_logprobs(rollouts, 1)
     lengths, logprobs = (values.numpy().ravel() for values in measured)
-    return Scores(rewards.numpy().ravel(), np.array(squared_norms), lengths, logprobs)
+    return Scores(rewards.numpy().ravel() > 0, np.array(squared_norms), lengths, -logprobs)
+
+
+def best_baseline(scores: Scores) -> Measured:
+    """The constant b of least variance, E[R |s|^2] / E[|s|^2].
+
+    The gradient estimate (R - b) s is unbiased for every constant b: equation (4) of the lecture.
+    """
+    return weighted_mean(scores.right, scores.squared_norms)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> Measured:
+    """The mean of the values, in which each counts by its weight."""
+    products = values * weights
+    without_one = (products.sum() - products) / (weights.sum() - weights)
+    return Measured(float(products.sum() / weights.sum()), jackknife_error(without_one))
+
+
+def jackknife_error(without_one: np.ndarray) -> float:
+    """The standard error of a figure, from its n values without each of the n samples."""
+    n = len(without_one)
+    return float(((n - 1) / n * ((without_one - without_one.mean()) ** 2).sum()) ** 0.5)
 
 
 # --- how good estimates are -----------------------------------------------------------------------
@@ -242,107 +289,129 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a @ b / (a.norm() * b.norm()).clamp(min=1e-30)).item()
 
 
-def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """The four MEASURES of estimates [rounds, parameters] against a reference [parameters]."""
-    mean = estimates.mean(dim=0)
-    noise = estimates.var(dim=0).sum()
-    # The noise of a mean over few rounds adds to its squared norm, so it is subtracted.
-    signal = mean @ mean - noise / len(estimates)
+def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, Measured]:
+    """The four MEASURES of estimates [rounds, parameters] against a reference [parameters].
+
+    They depend on the products of the estimates with each other and with the reference only, so
+    that leaving one round out is cheap. There must be at least three rounds.
+    """
+    products = (estimates @ estimates.T).double().cpu().numpy()
+    along = (estimates @ reference).double().cpu().numpy() / reference.norm().item()
+    values = measures(products, along)
+    without_one = []
+    for i in range(len(along)):
+        kept = np.delete(np.arange(len(along)), i)
+        without_one.append(measures(products[np.ix_(kept, kept)], along[kept]))
     return {
-        "cosine": cosine(mean, reference),
-        "a round": float(np.mean([cosine(g, reference) for g in estimates])),
-        "SNR": (signal / noise).item(),
-        "uphill": (estimates @ reference > 0).float().mean().item(),
+        name: Measured(value, jackknife_error(np.array([each[name] for each in without_one])))
+        for name, value in values.items()
+    }
+
+
+def measures(products: np.ndarray, along: np.ndarray) -> dict[str, float]:
+    """MEASURES from the products of the estimates [rounds, rounds] and their lengths along the
+    reference [rounds]."""
+    rounds = len(along)
+    squared_mean = products.mean()  # |mean of the estimates|^2
+    noise = (products.trace() - rounds * squared_mean) / (rounds - 1)  # the sum of the variances
+    # The noise of a mean over few rounds adds to its squared norm, so it is subtracted.
+    signal = squared_mean - noise / rounds
+    norms = np.sqrt(np.diagonal(products)).clip(min=1e-30)
+    return {
+        "cosine": float(along.mean() / max(squared_mean**0.5, 1e-30)),
+        "a round": float((along / norms).mean()),
+        "SNR": float(signal / max(noise, 1e-30)),
+        "uphill": float((along > 0).mean()),
     }
 
 
 class Findings(NamedTuple):
     """What the probe finds at one policy."""
 
-    settings: dict[str, dict[str, dict[str, float]]]  # setting -> "gradient", "adam" -> measures
-    ceiling: float  # the cosine of the two halves of the reference
+    settings: dict[str, dict[str, dict[str, Measured]]]  # setting -> "gradient", "adam" -> measures
+    ceiling: float  # of the cosine
 
 
-def probe(
-    policy: Policy, settings: dict[str, Setting], rounds: int, reference_rounds: int,
-    max_new_tokens: int,
-) -> Findings:  # fmt: skip
+def probe(policy: Policy, settings: dict[str, Setting], rounds: int, reference_rounds: int
+          ) -> Findings:  # fmt: skip
     """Compare the estimates of every setting with the reference, at one policy.
 
-    A policy without windows leaves out the settings that need them.
     rounds: estimates of each setting. reference_rounds: of both halves of the reference together.
     """
     halves = []
     for first_seed in (REFERENCE_SEED, 2 * REFERENCE_SEED):
-        halves.append(estimate_reference(policy, reference_rounds // 2, first_seed, max_new_tokens))
-    has_windows = bool(policy.windows)
-    settings = {
-        name: setting
-        for name, setting in settings.items()
-        if has_windows or bandit.ADVANTAGES[setting.advantage].needs != "window"
-    }
-    estimates = {name: [] for name in settings}
-    for seed in tqdm(range(rounds), desc="rounds", disable=None):
-        sampled = {}  # settings of one shape use the same rollouts, so that they compare in pairs
-        for name, setting in settings.items():
-            shape = setting.queries, setting.rollouts + setting.baseline_rollouts
-            if shape not in sampled:
-                sampled[shape] = sample_round(policy, *shape, seed, max_new_tokens)
-            estimates[name].append(estimate(policy, setting, sampled[shape], max_new_tokens))
-
+        halves.append(estimate_reference(policy, reference_rounds // 2, first_seed))
     reference = sum(halves) / 2
+    # The cosine c of two halves is below 1 by the noise of both. The whole has half of the noise of
+    # one, so a direction without any noise has the cosine sqrt(2c / (1 + c)) with it.
+    reliability = max(cosine(*halves), 0)
+    ceiling = (2 * reliability / (1 + reliability)) ** 0.5
+
     found = {}
-    for name, gradients in estimates.items():
+    sampled = {}  # settings of one shape use the same rollouts, so that they compare in pairs
+    bar = tqdm(total=rounds * len(settings), desc="estimates", disable=None)
+    for name, setting in settings.items():
+        shape = setting.queries, setting.rollouts + setting.baseline_rollouts
+        gradients = []
+        for seed in range(rounds):
+            if (shape, seed) not in sampled:
+                sampled[shape, seed] = sample_round(policy, *shape, seed)
+            gradients.append(estimate(policy, setting, sampled[shape, seed]))
+            bar.update()
         steps = [adam_step(gradient, policy.moments) for gradient in gradients]
         found[name] = {
             "gradient": describe(torch.stack(gradients), reference),
             "adam": describe(torch.stack(steps), reference),
         }
-    return Findings(found, ceiling=cosine(*halves))
+    return Findings(found, ceiling)
 
 
-def estimate_reference(
-    policy: Policy, rounds: int, first_seed: int, max_new_tokens: int
-) -> torch.Tensor:
+def estimate_reference(policy: Policy, rounds: int, first_seed: int) -> torch.Tensor:
     """The mean of the reference's estimate over some rounds, [parameters]."""
-    queries, n = REFERENCE.queries, REFERENCE.rollouts
-    estimates = []
+    total = 0
     for i in tqdm(range(rounds), desc="reference", disable=None):
-        sampled = sample_round(policy, queries, n, first_seed + i, max_new_tokens)
-        estimates.append(estimate(policy, REFERENCE, sampled, max_new_tokens))
-    return torch.stack(estimates).mean(dim=0)
+        sampled = sample_round(policy, REFERENCE.queries, REFERENCE.rollouts, first_seed + i)
+        total = total + estimate(policy, REFERENCE, sampled)
+    return total / rounds
 
 
 def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
     """Yield (name, policy): the base model, then the end of a run, which is made if need be."""
     queries = data.load(args.data, "train")
-    base, tokenizer = models.load(args.model)
-    models.set_threads(base)
+    if args.levels:
+        queries = [query for query in queries if query.level in args.levels]
+    base, tokenizer = rollout.load(args.model)
+    models.set_threads(base, args.threads)
     prompts = data.encode(tokenizer, queries)
     size = sum(p.numel() for p in base.parameters())
-    moments = Moments(torch.zeros(size), torch.zeros(size), 0)
-    yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, moments)
+    zeros = torch.zeros(size, device=base.device)
+    shared = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
+    moments = Moments(zeros, zeros, 0)
+    yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, moments, **shared)
 
     folder = Path(args.run or Path(args.out) / "run")
     if not checkpoint.list_checkpoints(folder):
+        if args.run:
+            raise ValueError(f"--run {folder}: there is no run with a checkpoint")
         batch_size = min(256, len(queries))
+        levels = ["--levels", *map(str, args.levels)] if args.levels else []
         train.main([
-            "--model", args.model, "--data", args.data, "--out", str(folder),
+            "--model", args.model, "--data", args.data, "--out", str(folder), *levels,
             "--advantage", "window", "--window", str(WINDOW), "--batch-size", str(batch_size),
             "--rounds", str(args.run_rounds), "--max-new-tokens", str(args.max_new_tokens),
-            "--eval-every", "0", "--eval-samples", "1",
+            "--temperature", str(args.temperature), "--eval-every", "0", "--eval-samples", "1",
         ])  # fmt: skip
     state = checkpoint.load_newest(folder)
-    model, _ = models.load(args.model)
+    model = base  # its weights are replaced; a second model would take as much memory again
     optimizer.MasterWeights(model).load_state_dict(state["model"])
     by_weight = [row for _, row in sorted(state["optimizer"]["state"].items())]
-    first = torch.cat([row["exp_avg"].reshape(-1) for row in by_weight])
-    second = torch.cat([row["exp_avg_sq"].reshape(-1) for row in by_weight])
+    first = torch.cat([row["exp_avg"].reshape(-1) for row in by_weight]).to(zeros)
+    second = torch.cat([row["exp_avg_sq"].reshape(-1) for row in by_weight]).to(zeros)
     # The run descended the loss; estimates ascend, so the first moment changes its sign.
     moments = Moments(-first, second, state["round"])
     windows = state["windows"]
     name = f"round {state['round']}"
-    yield name, Policy(model.eval(), tokenizer, queries, prompts, windows, moments)
+    yield name, Policy(model.eval(), tokenizer, queries, prompts, windows, moments, **shared)
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -350,76 +419,87 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
 
 def write_report(
     args: argparse.Namespace, found: dict[str, Findings], scores: dict[str, Scores]
-) -> None:  # fmt: skip
+) -> None:
     """Write probe.md, probe.csv and probe.png into args.out; print the first.
 
     found, scores: of each policy, what `probe` and `measure_scores` return.
     """
     folder = Path(args.out)
-    headings = [f"{kind}: {measure}" for kind in ("gradient", "Adam") for measure in MEASURES]
+    kinds = {"gradient": "gradient", "adam": "Adam"}
+    headings = [f"{kind}: {measure}" for kind in kinds.values() for measure in MEASURES]
     rows = []
     for policy, (settings, _) in found.items():
         for name, both in settings.items():
-            values = [both[kind][measure] for kind in ("gradient", "adam") for measure in MEASURES]
-            rows.append([policy, name, *values])
+            rows.append([policy, name, *(both[k][measure] for k in kinds for measure in MEASURES)])
     with open(folder / "probe.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["policy", "setting", *headings], *rows])
+        table = csv.writer(file)
+        both_columns = [column for heading in headings for column in (heading, f"{heading}, error")]
+        table.writerow(["policy", "setting", *both_columns])
+        for policy, name, *measured in rows:
+            table.writerow([policy, name, *(figure for one in measured for figure in one)])
 
     lines = [f"| policy | setting | {' | '.join(headings)} |", "|---" * 10 + "|"]
     for policy, findings in found.items():
-        for _, name, *values in [row for row in rows if row[0] == policy]:
-            shown = " | ".join(f"{value:.3f}" for value in values)
+        for _, name, *measured in [row for row in rows if row[0] == policy]:
+            shown = " | ".join(f"{one.value:.3f} ± {one.error:.3f}" for one in measured)
             lines.append(f"| {policy} | {name} | {shown} |")
-        ceiling = f"ceiling: two halves of the reference | {findings.ceiling:.3f}"
-        lines.append(f"| {policy} | {ceiling} |" + " |" * 7)
-    more = " ".join(["", "--advantage", *args.advantage]) if args.advantage else ""
+        lines.append(f"| {policy} | the cosine's ceiling | {findings.ceiling:.3f} |" + " |" * 7)
+    asked = [f"--{name.replace('_', '-')}" for name in ("levels", "settings") if vars(args)[name]]
+    rest = f", with {' and '.join(asked)} as in config.json" if asked else ""
     command = (
-        f"`python -m lab.probe --model {args.model} --data {args.data} --rounds {args.rounds} "
-        f"--reference-rounds {args.reference_rounds}{more}`: {args.rounds} rounds of 256 rollouts "
-        f"a setting, a reference of {256 * args.reference_rounds:,} rollouts."
+        f"`python -m lab.probe --model {args.model} --data {args.data} --temperature "
+        f"{args.temperature:g} --rounds {args.rounds} --reference-rounds {args.reference_rounds}`"
+        f"{rest}: {args.rounds} rounds of each setting, a reference of "
+        f"{REFERENCE.queries * REFERENCE.rollouts * args.reference_rounds:,} rollouts; ± one "
+        "standard error."
     )
     paragraphs = [command, "\n".join(lines)]
-    for policy, each in scores.items():
-        right, squares = each.rewards > 0, each.squared_norms
-        p, best = right.mean(), each.constant(squares)
-        by_length, by_logprob = each.constant(each.lengths), each.constant(-each.logprobs)
-        paragraphs.append(
-            f"At {policy}: {p:.2f} of {SCORED} completions right; mean squared norm of the score "
-            f"{squares[right].mean():,.0f} for right ones, {squares[~right].mean():,.0f} for wrong "
-            f"ones; the constant baseline of least variance is {best:.2f}, the mean reward "
-            f"{p:.2f}. With lengths in place of the squared norms (opo) the constant would be "
-            f"{by_length:.2f}, with -log pi (least-variance) {by_logprob:.2f}."
-        )
+    paragraphs += [scores_in_words(policy, each) for policy, each in scores.items()]
     text = "\n\n".join(paragraphs)
     (folder / "probe.md").write_text(text + "\n")
-    draw(folder / "probe.png", found, list(settings_of(args)))
+    write_json(folder / "config.json", vars(args))
+    draw(folder / "probe.png", found)
     print(text)
 
 
-def draw(path: Path, found: dict[str, Findings], names: list[str]) -> None:
-    """The cosine of one round with the reference, by setting: of the estimate, of Adam's step.
+def scores_in_words(policy: str, scores: Scores) -> str:
+    """What the scores say about the baseline."""
+    right, squares = scores.right, scores.squared_norms
+    text = f"At {policy}: {right.mean():.2f} of {len(right)} completions right"
+    if right.all() or not right.any():
+        return f"{text}, so there is no baseline of least variance to speak of."
+    best, error = best_baseline(scores)
+    by_length = weighted_mean(right, scores.lengths).value
+    by_surprise = weighted_mean(right, scores.surprises).value
+    return (
+        f"{text}; mean squared norm of the score {squares[right].mean():,.0f} for right ones, "
+        f"{squares[~right].mean():,.0f} for wrong ones; the constant baseline of least variance is "
+        f"{best:.2f} ± {error:.2f}, the mean reward {right.mean():.2f}. With the length in the "
+        f"place of the squared norm the constant is {by_length:.2f}, with -log pi "
+        f"{by_surprise:.2f}."
+    )
 
-    names: of the settings, from top to bottom.
-    """
+
+def draw(path: Path, found: dict[str, Findings]) -> None:
+    """The cosine of one round with the reference, by setting: of the estimate, of Adam's step."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     styles = [(-0.15, curve.BLUE, "o"), (0.15, curve.ORANGE, "s")]  # one for each policy
     titles = {"gradient": "the estimate", "adam": "the step that Adam makes of it"}
+    names = list(max((findings.settings for findings in found.values()), key=len))
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        for style, (policy, findings) in zip(styles, found.items(), strict=True):
+        for style, (policy, findings) in zip(styles, found.items(), strict=False):
             offset, color, marker = style
-            cosines = [both[kind]["a round"] for both in findings.settings.values()]
+            measured = [both[kind]["a round"] for both in findings.settings.values()]
             places = [names.index(name) + offset for name in findings.settings]
-            panel.plot(cosines, places, marker, color=color, label=policy)
-            if kind == "gradient":
-                panel.axvline(
-                    findings.ceiling, color=color, linestyle=":", linewidth=1,
-                    label=f"ceiling, {policy}",
-                )  # fmt: skip
+            panel.errorbar(
+                [one.value for one in measured], places, xerr=[2 * one.error for one in measured],
+                fmt=marker, color=color, label=policy,
+            )  # fmt: skip
         panel.set(xlabel="mean cosine of one round with the reference", title=title)
         panel.axvline(0, color=curve.GREY, linewidth=0.8)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    panels[1].legend(*panels[0].get_legend_handles_labels(), fontsize=8)
+    panels[1].legend(fontsize=8, title="± 2 standard errors", title_fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -428,40 +508,55 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
-    flag("--run", help="the folder of a run with --advantage window (default: one is made)")
+    flag("--levels", type=int, nargs="+", help="queries of these levels only (default: all)")
+    flag("--settings", nargs="+", metavar="SETTING",
+         help=f'as in "8x1+7 group" (default: {", ".join(SETTINGS)})')
+    flag("--temperature", type=flags.above(0.0), default=1.0, help="of sampling and of the scores")
+    flag("--run", help="a run with a checkpoint (default: one is made, with a window)")
     flag("--run-rounds", type=int, default=30, help="rounds of the run that is made")
     flag("--rounds", type=int, default=24, help="estimates of each setting")
     flag("--reference-rounds", type=int, default=64,
          help="rounds of 256 rollouts for the reference, half of them for each of its two halves")
+    flag("--scored", type=flags.at_least(2), default=256,
+         help="completions whose scores are measured, each of another query")
     flag("--max-new-tokens", type=int, default=64, help="truncate completions here")
-    flag("--advantage", nargs="+", default=[], type=bandit.row_name, choices=bandit.ADVANTAGES,
-         metavar="NAME", help="probe these rows of bandit.ADVANTAGES too, at 32 x 8")
+    flag("--threads", type=flags.at_least(1), help="CPU threads (default: by the model's size)")
     flag("--out", default="runs/probe", help="the folder of the report")
     return parser.parse_args(argv)
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Setting]:
-    """The settings of every report, then those that the flags add."""
-    return SETTINGS | {f"32x8 {name}": Setting(32, 8, 0, name) for name in args.advantage}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     found, scores = {}, {}
     try:
-        if args.rounds < 2 or args.reference_rounds < 2 or args.run_rounds < 1:
+        if args.rounds < 3 or args.reference_rounds < 2 or args.run_rounds < 1:
             raise ValueError(
-                "--rounds and --reference-rounds must be at least 2, --run-rounds at least 1"
+                "--rounds must be at least 3, --reference-rounds 2, and --run-rounds 1"
             )
+        settings = {text: to_setting(text) for text in args.settings or []} or SETTINGS
         Path(args.out).mkdir(parents=True, exist_ok=True)
         for name, policy in load_policies(args):
-            found[name] = probe(
-                policy, settings_of(args), args.rounds, args.reference_rounds, args.max_new_tokens
-            )
-            scores[name] = measure_scores(policy, args.max_new_tokens)
+            check_sizes(policy, settings, args.scored)
+            # Without histories the window's advantage would be the raw reward.
+            known = {
+                name: setting
+                for name, setting in settings.items()
+                if policy.windows or bandit.ADVANTAGES[setting.advantage].needs != "window"
+            }
+            found[name] = probe(policy, known, args.rounds, args.reference_rounds)
+            scores[name] = measure_scores(policy, args.scored)
     except (ValueError, OSError) as error:
         sys.exit(f"probe.py: {error}")
     write_report(args, found, scores)
+
+
+def check_sizes(policy: Policy, settings: dict[str, Setting], scored: int) -> None:
+    """Raise ValueError if a round asks for more queries than there are."""
+    needed = {f'"{name}"': setting.queries for name, setting in settings.items()}
+    needed |= {"the reference": REFERENCE.queries, f"--scored {scored}": scored}
+    for name, count in needed.items():
+        if count > len(policy.queries):
+            raise ValueError(f"{name} needs {count} queries, and there are {len(policy.queries)}")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,29 @@ ranking.
 import csv
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from infra.curve import account, draw_curve
-from infra.flags import FlagParser
-from infra.run_folder import read_lines
-from lab.report_runs import BASELINE, LONG, PlanLine, Run, Runs, draw_settings, read_pair
+from infra import flags
+from infra.curve import account, draw_curve, first_and_last
+from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
+from infra.run_folder import read_lines, read_text
+from lab.forest import draw_forest
+from lab.report_runs import (
+    BASELINE,
+    LONG,
+    PlanLine,
+    Run,
+    Runs,
+    draw_settings,
+    read_pair,
+    reason_of,
+)
 
 QUESTIONS_SHOWN = 2  # in the samples of a setting
 DIRECT = [  # two settings that differ in one thing; neither is the baseline
@@ -35,34 +47,7 @@ DIRECT = [  # two settings that differ in one thing; neither is the baseline
 ]
 
 
-# --- intervals ------------------------------------------------------------------------------------
-
-# Student's t, two-sided 95 %, by degrees of freedom from 1.
-T95 = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-]  # fmt: skip
-
-
-class Interval(NamedTuple):
-    mean: float
-    half: float  # half of the width
-
-
-def t_interval(differences: Sequence[float]) -> Interval:
-    """Equation (11): the mean of one difference a seed, and its 95 % interval.
-
-    The width is nan for a single seed. Without any, the mean is nan too.
-    """
-    values = np.asarray(differences, dtype=float)
-    if len(values) == 0:
-        return Interval(np.nan, np.nan)
-    if len(values) == 1:
-        return Interval(values[0], np.nan)
-    freedom = len(values) - 1
-    # Beyond the table, an approximation that tends to the normal's 1.96.
-    t = T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.4 / freedom
-    return Interval(values.mean(), t * values.std(ddof=1) / len(values) ** 0.5)
+# --- intervals in words ---------------------------------------------------------------------------
 
 
 def interval_text(interval: Interval) -> str:
@@ -86,21 +71,28 @@ def direction(interval: Interval) -> str:
 # --- comparing runs -------------------------------------------------------------------------------
 
 
-def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
-    """The interval of setting - base in pass@1, over the seeds that both have.
+def differences(
+    runs: Runs, setting: str, base: str, split: str, axis: str = "rounds"
+) -> list[float]:
+    """setting - base in pass@1, for each seed that both have.
 
     axis: what is equal for the two, "rounds", "rollouts" or "seconds". They are compared where the
         shorter of the two ends.
     """
-    differences = []
+    found = []
     for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
         one, other = runs[setting][seed], runs[base][seed]
         place = min(one.axes[axis][-1], other.axes[axis][-1])
         # Before its first evaluation after round 0, a run has no curve to read.
         if place >= max(one.axes[axis][1], other.axes[axis][1]):
             value = pass_at_1(one, split, axis, place)
-            differences.append(value - pass_at_1(other, split, axis, place))
-    return t_interval(differences)
+            found.append(value - pass_at_1(other, split, axis, place))
+    return found
+
+
+def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
+    """The interval of these differences."""
+    return t_interval(differences(runs, setting, base, split, axis))
 
 
 def pass_at_1(run: Run, split: str, axis: str, place: float) -> float:
@@ -145,6 +137,10 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
             return ""
         return interval_text(gain(runs, setting, base, split, axis))
 
+    greedy = ""
+    if all("test_greedy_before" in run.summary for run in seeds):
+        greedy = f"{mean('test_greedy_before')} → {mean('test_greedy_after')}"
+    entropies = np.mean([first_and_last(run.entropy) for run in seeds], axis=0)
     key = pass_at_k_key(seeds[0].summary)
     pass_at_k = f"{mean(key + '_before')} → {mean(key + '_after')}" if key else ""
     best_at = np.median([one.round for one in best])
@@ -155,8 +151,11 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "train pass@1": mean("train_pass@1_after"),
         "test pass@1": mean("test_pass@1_after"),
         "gain, train, equal rounds": gain_text(BASELINE, "train", "rounds"),
+        "gain, train, equal rollouts": gain_text(long, "train", "rollouts"),
         "gain, test, equal rounds": gain_text(BASELINE, "test", "rounds"),
         "gain, test, equal rollouts": gain_text(long, "test", "rollouts"),
+        "test greedy": greedy,
+        "entropy": "{:.2f} → {:.2f}".format(*entropies),
         key.replace("_", " ") if key else "test pass@k": pass_at_k,
         "best round": f"{best_at:.0f}: {best_value:.3f}",
         "collapsed": f"{sum(one.collapsed for one in best)} of {len(best)}",
@@ -191,11 +190,63 @@ def differences_in_words(runs: Runs, settings: list[str]) -> str:
         "unknown": "with too few seeds to say",
     }
     found = {kind: [] for kind in words}
+    compared = {}
     for setting in settings:
         if setting not in (BASELINE, LONG):
-            found[direction(gain(runs, setting, BASELINE, "test"))].append(setting)
+            values = differences(runs, setting, BASELINE, "test")
+            kind = direction(t_interval(values))
+            found[kind].append(setting)
+            if kind != "unknown":
+                compared[setting] = p_value(values)
     parts = [f"{words[kind]}: {', '.join(names)}" for kind, names in found.items() if names]
-    return f"On the test set, at equal rounds, {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    sentence = f"On the test set, at equal rounds, {'; '.join(parts)}."
+    if len(compared) > 1:
+        sentence += f" {holm_in_words(compared)}"
+    return sentence
+
+
+def holm_in_words(p_values: dict[str, float]) -> str:
+    """Which findings of a rung remain when all its comparisons are made at once."""
+    adjusted = holm(list(p_values.values()))
+    kept = [name for name, value in zip(p_values, adjusted, strict=True) if value < LEVEL]
+    return (
+        f"With Holm's correction for {len(p_values)} comparisons these differ: "
+        f"{', '.join(kept) or 'none'}."
+    )
+
+
+def odd_seeds_in_words(runs: Runs, settings: list[str]) -> list[str]:
+    """Settings of which one seed does not look like the others, so that intervals mislead."""
+    sentences = []
+    for setting in settings:
+        ends = {seed: run.summary["test_pass@1_after"] for seed, run in runs[setting].items()}
+        index = odd_seed(list(ends.values()))
+        if index is not None:
+            seed = list(ends)[index]
+            sentences.append(
+                f"Seed {seed} of {setting} does not look like its others ({ends[seed]:.3f}): the "
+                "intervals of this setting say less than 95 %."
+            )
+    return sentences
+
+
+def direct_in_words(runs: Runs) -> list[str]:
+    """The paired differences between settings of which neither is the baseline."""
+    found = {
+        f"{one} - {other}": (differences(runs, one, other, "test"), why)
+        for one, other, why in DIRECT
+        if one in runs and other in runs
+    }
+    lines = [
+        f"- {pair} on the test set: {interval_text(t_interval(values))} ({why})"
+        for pair, (values, why) in found.items()
+    ]
+    p_values = {pair: p_value(values) for pair, (values, _) in found.items() if len(values) > 1}
+    if len(p_values) > 1:
+        lines += ["", holm_in_words(p_values)]
+    return lines
 
 
 def rates_in_words(runs: Runs) -> list[str]:
@@ -223,15 +274,24 @@ def samples_in_words(run: Run) -> list[str]:
     for query in range(QUESTIONS_SHOWN):
         samples = [line for line in lines if line["query"] == query]
         if samples:
-            question = samples[0]["prompt"].split(" Let")[0]
-            text.append(f"**{question}** (answer: {samples[0]['gold']})\n")
+            question = code(samples[0]["prompt"].split(" Let")[0])
+            text.append(f"{question} (answer: {code(samples[0]['gold'])})\n")
         for sample in samples[::2]:
             text.append(
-                f"- {sample['policy']} (reward {sample['reward']:g}): `{sample['completion']!r}`; "
+                f"- {sample['policy']} (reward {sample['reward']:g}): "
+                f"{code(repr(sample['completion']))}; "
                 f"moved most: {moved_tokens(sample)}"
             )
         text.append("")
     return text
+
+
+def code(text: str) -> str:
+    """Text as Markdown that shows it as it is: one line, between more backquotes than it has."""
+    text = " ".join(text.split())
+    quotes = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if len(quotes) > 1 else ""
+    return f"{quotes}{pad}{text}{pad}{quotes}"
 
 
 def moved_tokens(sample: dict, count: int = 3) -> str:
@@ -239,7 +299,7 @@ def moved_tokens(sample: dict, count: int = 3) -> str:
     before, after = sample["logprobs_before"], sample["logprobs_after"]
     order = np.argsort(-abs(np.subtract(after, before)))
     return ", ".join(
-        f"`{sample['tokens'][i]!r}` {before[i]:.2f} → {after[i]:.2f}" for i in order[:count]
+        f"{code(repr(sample['tokens'][i]))} {before[i]:.2f} → {after[i]:.2f}" for i in order[:count]
     )
 
 
@@ -252,11 +312,13 @@ def write_report(folder: Path, out: Path) -> Path:
     Returns the path of report.md.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plan_lines = (folder / "plan.tsv").read_text().splitlines()
+    plan_lines = read_text(folder / "plan.tsv").splitlines()
+    if any(line.count("\t") != 2 for line in plan_lines):
+        raise ValueError("plan.tsv has lines that are not of ablate.sh")
     plan = [PlanLine(*line.split("\t")) for line in plan_lines]
     text, table, pairs = [], [], {}
     for pair in sorted({path.parent.parent for path in folder.glob("*/*/seed-*")}):
-        runs, left_out = read_pair(pair)
+        runs, left_out = read_pair(pair, describe)
         text += [f"## {pair.name}", ""]
         if left_out:
             text += ["Left out: " + "; ".join(left_out) + ".", ""]
@@ -276,7 +338,18 @@ def write_report(folder: Path, out: Path) -> Path:
     title = ["# Report of the experiment pipeline", ""]
     (out / "report.md").write_text("\n".join(title + pairs_section(pairs, plan) + text) + "\n")
     write_table(out / "table.csv", table)
+    draw_forest([out / "table.csv"], out / "forest.png")
     return out / "report.md"
+
+
+def describe(run: Run) -> None:
+    """Write all that the report says of a run, to nobody: an error is a reason to leave it out."""
+    alone = {BASELINE: {0: run}}
+    facts(alone), table_row(alone, BASELINE)
+    for split in run.right:
+        gain(alone, BASELINE, BASELINE, split, "seconds")
+    if not any(samples_in_words(run)):
+        raise ValueError("its samples.jsonl is empty or missing")
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:
@@ -304,7 +377,8 @@ HOW_TO_READ = (
     "the baseline that went on for eight times the rounds, where the shorter of the two ends, if "
     "both had been evaluated by then; extra rollouts are counted. Best round: chosen on half of "
     "the test queries, pass@1 on the other half. train pass@1 is on the queries trained on, which "
-    "`--queries` and `--levels` choose."
+    "`--queries` and `--levels` choose. Entropy: nats a token, of the rollouts of the first and of "
+    "the last tenth of the rounds."
 )
 
 
@@ -323,14 +397,10 @@ def rung_section(
     draw_settings(runs, settings, out / figure, f"{pair}, {rung}")
     text = [f"### {rung}", "", *markdown_table(rows), ""]
     text += [f"`{line.setting}`: `{line.flags or 'the defaults'}`  " for line in lines]
-    text += ["", differences_in_words(runs, settings), ""]
+    text += ["", differences_in_words(runs, settings), "", *odd_seeds_in_words(runs, settings), ""]
     text += [f"![learning curves of the rung {rung}]({figure})", ""]
     if rung == "controls":
-        for one, other, why in DIRECT:
-            if one in runs and other in runs:
-                difference = interval_text(gain(runs, one, other, "test"))
-                text.append(f"- {one} - {other} on the test set: {difference} ({why})")
-        text.append("")
+        text += [*direct_in_words(runs), ""]
     if rung == "rate":
         text += [*rates_in_words(runs), ""]
     return text, rows
@@ -355,20 +425,34 @@ def pairs_section(pairs: dict[str, Runs], plan: Iterable[PlanLine]) -> list[str]
 
 
 def main() -> None:
-    parser = FlagParser(description="Draw and describe one run, or all runs of ablate.sh.")
+    parser = flags.FlagParser(description="Draw and describe one run, or all runs of ablate.sh.")
     parser.add_argument("folder", type=Path, help="of a finished run or of ablate.sh")
-    parser.add_argument("--out", type=Path, help="of the report of many runs (default: folder)")
+    parser.add_argument(
+        "--out", type=flags.path, help="of the report of many runs (default: folder)"
+    )
     args = parser.parse_args()
-    if (args.folder / "plan.tsv").exists():
-        print(write_report(args.folder, args.out or args.folder))
-    elif (args.folder / "summary.json").exists():
-        draw_curve(args.folder)
-        print(account(args.folder))
-    else:
-        sys.exit(
-            f"report.py: {args.folder} is neither the folder of a finished run (it would hold a "
-            "summary.json) nor one of ablate.sh (a plan.tsv)"
+    try:
+        report_on(args.folder, args.out)
+    except OSError as error:
+        sys.exit(f"report.py: {error}")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        sys.exit(f"report.py: {args.folder}: {reason_of(error)}")
+
+
+def report_on(folder: Path, out: str | None) -> None:
+    """Print what the flags ask for; raise ValueError, in one sentence, if there is none."""
+    if (folder / "plan.tsv").exists():
+        print(write_report(folder, Path(out or folder)))
+    elif not (folder / "summary.json").exists():
+        raise ValueError(
+            "is neither the folder of a finished run (it would hold a summary.json) nor one of "
+            "ablate.sh (a plan.tsv)"
         )
+    elif out:
+        raise ValueError(f"--out {out} is for the report of many runs, and this is one")
+    else:
+        draw_curve(folder)
+        print(account(folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The runs of ablate.sh: read from their folders, and drawn as learning curves."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image  # comes with matplotlib
 
 from infra.curve import COLORS, GREY  # this import also makes matplotlib draw into files only
-from infra.run_folder import read_lines
+from infra.run_folder import read_json, read_lines
 
 BASELINE = "32x1"
 LONG = "32x1-long"  # the baseline for eight times the rounds: as many rollouts as 32x8
@@ -28,6 +28,7 @@ class Run(NamedTuple):
     axes: dict[str, np.ndarray]  # "rounds", "rollouts" and "seconds" before the evaluation
     pass_at_1: dict[str, np.ndarray]  # by split
     right: dict[str, np.ndarray]  # by split, [evaluations, queries] of 0 and 1
+    entropy: np.ndarray  # of the rollouts of each round, nats a token
 
 
 Runs = dict[str, dict[int, Run]]  # by setting and seed
@@ -47,8 +48,8 @@ def read_run(folder: Path) -> Run:
     Raises ValueError, with the reason, for a run that is not whole.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        config = json.loads((folder / "config.json").read_text())
+        summary = read_json(folder / "summary.json")
+        config = read_json(folder / "config.json")
         metrics = read_lines(folder / "metrics.jsonl")
         evals = read_lines(folder / "evals.jsonl")
         lines = {split: [line for line in evals if line["split"] == split] for split in SPLITS}
@@ -56,6 +57,8 @@ def read_run(folder: Path) -> Run:
         is_whole = len(rounds) > 1 and rounds[-1] == len(metrics) == summary["rounds"]
         if not is_whole:
             raise ValueError("its log does not reach its last round")
+        if [line["round"] for line in lines["train"]] != rounds.tolist():
+            raise ValueError("its two sets were not evaluated in the same rounds")
         parts = ("seconds_sampling", "seconds_reward", "seconds_update")
         seconds = np.cumsum([sum(line[part] for part in parts) for line in metrics])
         axes = {
@@ -65,24 +68,41 @@ def read_run(folder: Path) -> Run:
         }
         pass_at_1 = {split: column(lines[split], "pass@1") for split in SPLITS}
         right = {split: column(lines[split], "right") for split in SPLITS}
-        return Run(folder, config, summary, axes, pass_at_1, right)
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}: {type(error).__name__}: {error}") from None
+        entropy = column(metrics, "entropy")
+        return Run(folder, config, summary, axes, pass_at_1, right, entropy)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run cannot be read, in words."""
+    if isinstance(error, KeyError):
+        return f"a file of it lacks {error}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def column(lines: list[dict], name: str) -> np.ndarray:
     return np.array([line[name] for line in lines])
 
 
-def read_pair(folder: Path) -> tuple[Runs, list[str]]:
-    """The runs of one model on one set, and the reasons for those that were left out."""
+def read_pair(folder: Path, describe: Callable[[Run], None]) -> tuple[Runs, list[str]]:
+    """The runs of one model on one set, and the reasons for those that were left out.
+
+    describe: fails for a run of which the report could not say everything.
+    """
     runs, left_out = {}, []
     for path in sorted(folder.glob("*/seed-*")):
         try:
             seed = int(path.name.removeprefix("seed-"))
-            runs.setdefault(path.parent.name, {})[seed] = read_run(path)
-        except ValueError as error:
-            left_out.append(str(error))
+            run, others = read_run(path), runs.get(path.parent.name, {})
+            for other in others.values():
+                if other.axes["rounds"].tolist() != run.axes["rounds"].tolist():
+                    raise ValueError(f"was evaluated in other rounds than {other.folder.name}")
+            describe(run)
+            runs.setdefault(path.parent.name, {})[seed] = run
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = reason_of(error)
+            left_out.append(reason if str(path) in reason else f"{path}: {reason}")
     return runs, left_out
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import bandit
+import data
 import evaluate
 from infra.run_folder import read_lines
 
@@ -110,6 +111,7 @@ def small_run_flags(
         "--max-new-tokens": 6,
         "--eval-samples": 2,
         "--lr": 0.001,
+        "--dtype": "float32",
     }
     return [str(word) for item in settings.items() for word in item] + list(flags)
 
@@ -119,10 +121,12 @@ def is_paid(tokens: list[int]) -> bool:
     return sum(tokens) % 2 == 0
 
 
-def grade_by_coin(tokenizer, queries, rollouts) -> evaluate.Grades:
+def grade_by_coin(tokenizer, queries, rollouts, score=None) -> evaluate.Grades:
     """What the `coin_verifier` fixture puts in place of evaluate.grade."""
     right = np.array([is_paid(one.tokens) for one in rollouts], dtype=bool)
-    return evaluate.Grades(right, np.ones(len(rollouts), dtype=bool), ["?"] * len(rollouts))
+    score, query = score or evaluate.scorer(), data.Query("?", "1", "####", None)
+    paid = np.array([score("#### 1" if good else "", query)[0] for good in right])
+    return evaluate.Grades(right, np.ones(len(right), dtype=bool), ["?"] * len(right), paid)
 
 
 def read_log(folder: Path, name: str = "metrics") -> list[dict]:

@@ -112,6 +112,117 @@ def test_the_preset_of_a_real_model_on_a_laptop():
     assert set(sizes) == {"32x1", "64x1", "64x1-mean", "8x8-raw", "8x8", "8x1+7"}
 
 
+# --- the queue ------------------------------------------------------------------------------------
+
+FAKE = """#!/bin/bash
+# In the place of python: notes its last words, and is a run that takes a moment.
+case "$*" in *--typo*) echo "train.py: unrecognized arguments: --typo" >&2; exit 2 ;; esac
+out=${@: -1}; resume=new
+if [ "$out" = --resume ]; then resume=resumed; out=${@: -2:1}; fi
+mkdir -p "$out"
+echo "$resume" >> "$out/starts"
+echo '{}' >> "$out/evals.jsonl"
+case "$out $*" in
+  *256x1/*) kill -9 $$ ;;
+  *32x8/*) echo "train.py: --lr: a sentence" >&2; exit 2 ;;
+  *4x64/*--slow*)
+    trap 'echo "stopped" >&2; exit 1' TERM
+    for i in $(seq 200); do sleep 0.05; done ;;
+esac
+echo '{}' > "$out/summary.json"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """The variables for runs that learn nothing, in a folder with a space in its name."""
+    path = tmp_path / "a folder" / "python"
+    path.parent.mkdir()
+    path.write_text(FAKE)
+    path.chmod(0o755)
+    return {"PYTHON": str(path), "OUT": str(path.parent / "out"), "SEEDS": "0", "JOBS": "2"}
+
+
+def runs_in(fake):
+    return {path.parent.parent.name: path for path in Path(fake["OUT"]).rglob("starts")}
+
+
+def test_what_is_not_finished_is_reported(fake):
+    """A run that was killed, and one that refuses its flags. Seeds named twice run once."""
+    done = ablate(check=False, **fake | {"SEEDS": "0 0", "DATA": fake["PYTHON"], "FLAGS": "--x 1"})
+    assert done.returncode == 1
+    failed = done.stderr.splitlines()
+    assert failed[0] == "ablate.sh: these runs failed:" and len(failed) == 3
+    assert "/256x1/seed-0: was killed by signal 9" in done.stderr
+    assert "/32x8/seed-0: train.py: --lr: a sentence" in done.stderr
+    assert "10 of 12 runs finished" in done.stdout
+    assert all(path.read_text() == "new\n" for path in runs_in(fake).values())
+    # The same again: only those two. They have results, so they go on, and other flags are refused.
+    ablate(check=False, **fake | {"DATA": fake["PYTHON"], "FLAGS": "--x 1"})
+    starts = {name: path.read_text() for name, path in runs_in(fake).items()}
+    assert starts.pop("256x1") == starts.pop("32x8") == "new\nresumed\n"
+    assert set(starts.values()) == {"new\n"}
+    other = ablate("advantage", check=False, **fake | {"DATA": fake["PYTHON"], "FLAGS": "--x 2"})
+    assert other.stderr.count("was run with other flags") == 3
+
+
+def test_a_start_that_never_ran_blocks_nothing(fake):
+    wrong = ablate("advantage", check=False, **fake | {"FLAGS": "--typo 1"})
+    assert wrong.returncode == 1 and wrong.stderr.count("unrecognized arguments: --typo") == 3
+    done = ablate("advantage", **fake)
+    assert "all runs are in" in done.stdout and "3 of 3 runs finished" in done.stdout
+
+
+def test_paths_are_the_callers(fake, tmp_path):
+    """Relative ones, also with spaces."""
+    (tmp_path / "my data").mkdir()
+    done = subprocess.run(
+        [ROOT / "ablate.sh", "advantage"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, **fake, "OUT": "my out", "DATA": "my data", "PYTHON": "a folder/python"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    commands = (tmp_path / "my out" / "commands.tsv").read_text().splitlines()
+    assert len(commands) == 3 and all(f"--data '{tmp_path}/my data'" in line for line in commands)
+    assert len(list((tmp_path / "my out" / "tiny-qwen2-my data").rglob("summary.json"))) == 3
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_runs(fake, number, status):
+    """And meanwhile the folder has one ablate.sh."""
+    process = subprocess.Popen(
+        [ROOT / "ablate.sh", "split"], env={**os.environ, **fake, "FLAGS": "--slow 1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: "4x64" in runs_in(fake), 30)
+    assert "another ablate.sh is at work" in ablate("split", check=False, **fake).stderr
+    process.send_signal(number)
+    assert "the same command goes on" in process.communicate()[1]
+    assert process.returncode == status
+    log = runs_in(fake)["4x64"].parent / "log.txt"
+    assert log.read_text() == "stopped\n" and not (log.parent / "summary.json").exists()
+
+
+@pytest.mark.parametrize("variables, word", [
+    ({"ROUNDS": "x"}, "ROUNDS=x: no number"),
+    ({"ROUNDS": "a[$(touch pwned)]"}, "no number"),
+    ({"LR": "x"}, "LR=x"),
+    ({"LR": 'system("touch pwned")'}, "is no number for it"),
+    ({"JOBS": "x"}, "JOBS=x"),
+    ({"JOBS": "0"}, "JOBS=0"),
+    ({"SEEDS": "0 x"}, "SEEDS=0 x: x is no number"),
+    ({"PYTHON": "nosuch"}, "PYTHON=nosuch: there is no such program"),
+    ({"PRESET": "foo"}, "PRESET=foo"),
+    ({"MODEL": " "}, "MODEL is empty"),
+    ({"MODEL": "a/model b/model"}, "two models or sets would share"),
+    ({"OUT": "/proc/x"}, "/proc/x"),
+])  # fmt: skip
+def test_bad_variables_get_a_sentence(tmp_path, variables, word):
+    done = ablate(check=False, **{"OUT": str(tmp_path / "out"), **variables})
+    assert done.returncode == 2 and word in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert not (ROOT / "pwned").exists()
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -136,7 +247,7 @@ def test_the_pipeline_in_miniature(tmp_path, checkpoint, problems):
     # The same command goes on. One run fails, and the others are what they are without a stop.
     broken = part / pair / "32x1+7" / "seed-1"
     broken.mkdir(parents=True, exist_ok=True)
-    (broken / "config.json").write_text("{")
+    (broken / "evals.jsonl").write_text("{}\n")
     done = ablate("advantage", OUT=str(part), check=False, **settings)
     assert done.returncode == 1
     assert "32x1+7/seed-1: train.py: --resume: there is no run" in done.stderr

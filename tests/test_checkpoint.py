@@ -38,6 +38,17 @@ def test_a_damaged_one_is_passed_over(folder, capsys):
     assert "round-000010.pt cannot be read" in capsys.readouterr().err
 
 
+def test_a_flipped_bit_is_found(folder, capsys):
+    """torch.load would return a wrong number."""
+    newest = list_checkpoints(folder)[0]
+    data = bytearray(newest.read_bytes())
+    place = data.index(torch.full((3,), 10).numpy().tobytes())
+    data[place] ^= 1
+    newest.write_bytes(data)
+    assert load_newest(folder)["round"] == 4
+    assert "the checksum of" in capsys.readouterr().err
+
+
 def test_a_run_is_not_started_over_when_none_can_be_read(folder):
     for path in list_checkpoints(folder):
         path.write_bytes(b"")

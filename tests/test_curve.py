@@ -67,11 +67,37 @@ def test_the_gain_is_split_into_format_and_correctness():
     assert "format makes +0.105 of the gain, correctness +0.195" in words
 
 
+def test_sharpening_is_told_from_more():
+    """By greedy accuracy. The entropy is the mean over the first and over the last tenth."""
+    metrics = [{"entropy": 1.0}] * 2 + [{"entropy": 0.7}] * 16 + [{"entropy": 0.5}] * 2
+    summary = {
+        "test_pass@1_before": 0.3, "test_pass@1_after": 0.8,
+        "test_greedy_before": 0.5, "test_greedy_before_se": 0.03,
+        "test_greedy_after": 0.61, "test_greedy_after_se": 0.04,  # 0.11 is more than twice 0.05
+    }  # fmt: skip
+    (words,) = curve.sharpening_in_words(summary, metrics)
+    assert "greedy: 0.500 ± 0.030 -> 0.610 ± 0.040, entropy 1.00 -> 0.50 nats" in words
+    assert words.endswith("so this is more than sharpening.")
+    summary["test_greedy_after"] = 0.59
+    assert curve.sharpening_in_words(summary, metrics)[0].endswith("so this is sharpening.")
+    summary["test_pass@1_after"] = 0.39
+    assert curve.sharpening_in_words(summary, metrics)[0].endswith("more than the noise.")
+    assert curve.sharpening_in_words(summary | {"test_greedy_after_se": None}, metrics) == []
+    assert curve.sharpening_in_words({}, metrics) == []
+
+
 def test_pass_at_k_in_words():
-    (words,) = curve.pass_at_k_in_words(curve.before_and_after(EVALS))
+    summary = curve.before_and_after(EVALS)
+    (words,) = curve.pass_at_k_in_words(summary, 64)
     assert "test pass@4: 0.600 ± 0.030 -> 0.700 ± 0.050" in words
     assert "in 4 tries" in words
-    assert curve.pass_at_k_in_words({"test_pass@1_before": 0.1, "test_greedy_before": 0.2}) == []
+    others = {"test_pass@1_before": 0.1, "test_greedy_before": 0.2}
+    assert curve.pass_at_k_in_words(others, 64) == []
+    # 64 of 64 have no standard error: Wilson's bound is 64 / (64 + 1.96 ** 2).
+    (words,) = curve.pass_at_k_in_words(summary | {"test_pass@4_after": 1.0}, 64)
+    assert "0.600 ± 0.030 -> 1.000 (95 %: at least 0.943)" in words
+    (words,) = curve.pass_at_k_in_words(summary | {"test_pass@4_before": 0.0}, 64)
+    assert "0.000 (95 %: at most 0.057) -> 0.700 ± 0.050" in words
 
 
 # --- of a run -------------------------------------------------------------------------------------

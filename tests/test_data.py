@@ -25,7 +25,7 @@ def test_both_schemas(tmp_path):
     row = {"question": "2+2?", "answer": "It is <<2+2=4>>4.\n#### 4"}
     (query,) = data.load(write_rows(tmp_path / "a.jsonl", row), "train")
     instruction = 'Let\'s think step by step and output the final answer after "####".'
-    assert query == data.Query(f"2+2? {instruction}", "4", "####", None)
+    assert query == data.Query(f"2+2? {instruction}", "4", "####", None, row)
 
     row = {
         "problem": "Half?",
@@ -35,7 +35,7 @@ def test_both_schemas(tmp_path):
     }
     (query,) = data.load(write_rows(tmp_path / "b.jsonl.gz", row), "train")
     instruction = r"Let's think step by step and output the final answer within \boxed{}."
-    assert query == data.Query(f"Half? {instruction}", r"\frac{1}{2}", "boxed", 3)
+    assert query == data.Query(f"Half? {instruction}", r"\frac{1}{2}", "boxed", 3, row)
 
 
 def test_rows_without_an_answer_are_dropped_and_counted(tmp_path, capsys):
@@ -147,6 +147,17 @@ def test_a_template_with_a_date_gets_a_fixed_one(tokenizer):
     assert tokenizer.decode(ids) == "Today Date: 26 Jul 2024 Hello"
 
 
+@pytest.mark.parametrize("template, message", [
+    ("{{ raise_exception('system first') }}", "refuses a question .system first."),
+    ("{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}", "leaves out"),
+    ("{{ messages[0]['content']", "refuses a question"),
+])  # fmt: skip
+def test_a_template_that_does_not_take_a_question_alone(tokenizer, template, message):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=message):
+        data.encode(tokenizer, [data.Query("Hello", "1", "####", None)])
+
+
 def test_prompts_too_long_are_dropped_and_counted(tokenizer, capsys):
     queries = data.load("tiny-gsm", "test")
     lengths = [len(ids) for ids in data.encode(tokenizer, queries)]
@@ -171,6 +182,7 @@ def load_sets(tokenizer, **flags):
         "queries": None,
         "seed": 0,
         "batch_size": 32,
+        "reward": None,
     }
     return data.load_sets(Namespace(**(defaults | flags)), tokenizer)
 

@@ -96,7 +96,7 @@ def test_the_sections_of_the_benchmark_exist():
 
 @each_page(EXERCISES)
 def test_every_call_of_the_experiment_names_rungs_that_exist(page):
-    plan = (ROOT / "ablate.sh").read_text().split("cat <<END\n")[1].split("\nEND\n")[0]
+    plan = (ROOT / "ablate.sh").read_text().split(" <<END\n")[1].split("\nEND\n")[0]
     rungs = [line for line in plan.splitlines() if re.fullmatch(r"[a-z]+", line)]
     for span in code_of(page):
         for words in re.findall(r"\./ablate\.sh([^&;]*)", span):
@@ -197,7 +197,8 @@ def test_the_minutes_of_the_map_are_honest():
 
 # --- the lecture and the tables of code -----------------------------------------------------------
 
-NAME = re.compile(r"`((?:lab\.)?(?:bandit|evaluate|rollout|tabular|report|probe)\.(?!py\b)\w+)`")
+MODULES = "bandit|evaluate|rollout|tabular|report|probe|intervals"
+NAME = re.compile(rf"`((?:lab\.|infra\.)?(?:{MODULES})\.(?!py\b)\w+)`")
 
 
 def description(name: str) -> str:

@@ -108,11 +108,13 @@ def likely_reason(ratio, G, B):
     return ""
 
 
-def some_round(needs, B=3, G=5):
-    """A round of random verdicts, lengths and log-probabilities."""
+def some_round(needs, B=3, G=5, graded=False):
+    """A round of random verdicts, lengths and log-probabilities. graded: the right ones are paid
+    unequally."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randint(2, (B, G), generator=generator).double()
     rewards[:, 0], rewards[:, 1] = 1, 0
+    rewards = rewards * torch.rand(B, G, generator=generator) if graded else rewards
     rewards = 2 * rewards - 1 if needs == "signs" else rewards
     greedy = rewards[:, 2]
     lengths = torch.randint(1, 9, (B, G), generator=generator).double()
@@ -121,17 +123,24 @@ def some_round(needs, B=3, G=5):
 
 
 def check_order(name):
-    """If the rollouts of each group change places, so do their advantages, and nothing else."""
+    """If the rollouts of each group change places, so do their advantages, and nothing else. The
+    rewards are verdicts, then graded."""
     row = ADVANTAGES[name]
-    before = some_round(row.needs)
     order = torch.tensor([3, 0, 4, 1, 2])
-    after = RoundRewards(
-        before.rewards[:, order], before.greedy, before.rewards[:, order].tolist(),
-        before.lengths[:, order], before.logprobs[:, order],
-    )  # fmt: skip
-    assert torch.allclose(row.compute(after), row.compute(before)[:, order]), (
-        f"{name}: the advantages depend on the order of the rollouts within their group"
-    )
+    for graded in (False, True):
+        before = some_round(row.needs, graded=graded)
+        after = RoundRewards(
+            before.rewards[:, order], before.greedy, before.rewards[:, order].tolist(),
+            before.lengths[:, order], before.logprobs[:, order],
+        )  # fmt: skip
+        found = row.compute(before)
+        assert found.isfinite().all() and found.any(), (
+            f"{name}: the advantages of {'graded rewards' if graded else 'verdicts'} are all 0, or "
+            f"not finite: {found}"
+        )
+        assert torch.allclose(row.compute(after), found[:, order]), (
+            f"{name}: the advantages depend on the order of the rollouts within their group"
+        )
 
 
 def check_spread(name):

@@ -1,7 +1,9 @@
 """Flags: values that are refused, combinations that cannot mean what they say, names of folders."""
 
 import argparse
+import io
 import math
+import sys
 
 import pytest
 
@@ -31,6 +33,11 @@ def test_good_values(kind, text, value):
     (flags.above(0.0), "0", "0 must be a finite number above 0"),
     (flags.above(0.0), "much", "much is not a number"),
     (flags.above(-math.inf), "inf", "inf must be a finite number above -inf"),
+    (flags.at_least(0.0), "1e30", "1e30 is too large"),
+    (flags.at_least(0), "9" * 400, "9" * 40 + " is too large"),
+    (flags.within(0.0, 1.0), "2", "2 must be from 0 to 1"),
+    (flags.within(0.0, 1.0), "nan", "nan must be from 0 to 1"),
+    (flags.path, " ", "the path is empty"),
 ])  # fmt: skip
 def test_bad_values(kind, text, message):
     with pytest.raises(argparse.ArgumentTypeError) as error:
@@ -76,6 +83,23 @@ def test_a_folder_is_named_after_the_changed_flags(parser):
     assert name() == name("--start", "0") == name("--resume") == "default"
     assert name("--levels", "1", "2", "--model", "owner/name") == "model=owner_name,levels=1+2"
     assert name("--learning-rate", "0.5") == "learning-rate=0.5"
+
+
+def test_the_name_of_a_folder_is_never_too_long_for_a_disk(parser):
+    def name(*words):
+        return flags.changed_flags(parser.parse_args(words), parser, ())
+
+    short, one, other = name("--model", "a"), name("--model", "a" * 300), name("--model", "a" * 301)
+    assert short == "model=a" and len(one.encode()) <= 200 and one != other
+    assert len(name("--model", "é" * 150).encode()) <= 200
+
+
+def test_an_output_that_cannot_show_a_character_shows_a_question_mark(monkeypatch, parser):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    parser.parse_args([])
+    print("1 ± 2", flush=True)
+    assert raw.getvalue() == b"1 ? 2\n"
 
 
 # --- combinations ---------------------------------------------------------------------------------
@@ -125,6 +149,10 @@ def test_every_advantage_has_settings_that_are_accepted(name):
     ({"kl_estimator": "k1"}, "--kl-estimator k1 is of no use without --kl"),
     ({"clip_high": 0.28}, "give --epochs-per-round too"),
     ({"clip_low": 0.1}, "give --epochs-per-round too"),
+    ({"reward": "mine.py", "wrong_reward": -1.0}, "with --reward mine.py that file says what"),
+    ({"reward": "mine.py"}, None),
+    ({"eval_queries": 8, "eval_samples": 1}, "--eval-queries 8 is for the pass@k"),
+    ({"eval_queries": 8}, None),
     ({"kl_estimator": "k1", "kl": 0.1}, None),
     ({"clip_high": 0.28, "epochs_per_round": 2}, None),
     ({}, None),
@@ -132,6 +160,8 @@ def test_every_advantage_has_settings_that_are_accepted(name):
 def test_flags_that_would_do_nothing(changed, message):
     defaults = {
         "kl": 0.0, "kl_estimator": "k3", "clip_low": 0.2, "clip_high": 0.2, "epochs_per_round": 1,
+        "reward": None, "right_reward": 1.0, "wrong_reward": 0.0,
+        "eval_samples": 16, "eval_queries": 64,
     }  # fmt: skip
     parser = flags.FlagParser()
     parser.set_defaults(**defaults)

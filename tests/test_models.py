@@ -1,22 +1,31 @@
 """Loading models: those of the hub with all their peculiarities, and those that are refused."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import NAMES, ROOT, ROUND_COMPLETIONS, ROUND_PROMPTS, small_run_flags
+from helpers import (
+    NAMES,
+    ROOT,
+    ROUND_COMPLETIONS,
+    ROUND_PROMPTS,
+    flatten,
+    full_forward_logprobs,
+    small_run_flags,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    MistralConfig,
-    MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     OPTConfig,
@@ -146,34 +155,6 @@ def test_a_model_that_does_not_exist(name):
     assert len(str(error.value).splitlines()) == 1
 
 
-SMALLEST = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-
-
-@pytest.mark.parametrize("model_class, config, message", [
-    (MistralForCausalLM, MistralConfig(sliding_window=8, **SMALLEST), "without full attention"),
-    (LlamaForCausalLM, LlamaConfig(rope_parameters=DYNAMIC, **SMALLEST), "rotary frequencies"),
-    (MistralForCausalLM, MistralConfig(sliding_window=None, **SMALLEST), None),
-])  # fmt: skip
-def test_models_that_the_cache_cannot_serve_are_refused(tmp_path, model_class, config, message):
-    """Previously a sliding window was found only in a configuration with layer_types, which
-    Mistral's has not, and the kind of rotary frequencies was not looked at."""
-    model_class(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(ROOT / "tiny" / "qwen2").save_pretrained(tmp_path)
-    if message is None:
-        models.load(str(tmp_path), "cpu")
-    else:
-        with pytest.raises(ValueError, match=message):
-            models.load(str(tmp_path), "cpu")
-
-
 def test_weights_that_are_missing_are_an_error(checkpoint, tmp_path):
     """transformers would fill them with random numbers, other ones at each load, and train on."""
     shutil.copytree(checkpoint("llama"), tmp_path / "torn")
@@ -207,20 +188,105 @@ def test_recomputed_layers_have_no_dropout():
     assert any(module.training for module in model.modules())
 
 
-def test_logits_that_are_not_the_heads_are_refused(checkpoint):
-    """The loss applies the head itself, so it would miss a scaling of the logits after it."""
+def test_logits_are_the_models_own(checkpoint):
+    """The loss takes them piece by piece, with whatever the model does to them after its head."""
     model, _ = models.load(checkpoint("llama"), "cpu")
-    models.check_head(model)
-    forward = model.forward
+    forward = type(model).forward
 
-    def scaled(*args, **kwargs):
-        output = forward(*args, **kwargs)
-        output.logits = output.logits / 2
-        return output
+    class Scaled(type(model)):
+        def forward(self, *args, **kwargs):
+            output = forward(self, *args, **kwargs)
+            output.logits = 0.5 * output.logits.tanh()
+            return output
 
-    model.forward = scaled
-    with pytest.raises(ValueError, match="after its head"):
-        models.check_head(model)
+    model.__class__ = Scaled
+    plain = [
+        full_forward_logprobs(model, *pair)
+        for pair in zip(ROUND_PROMPTS, ROUND_COMPLETIONS, strict=True)
+    ]
+    found = completion_logprobs(model, ROUND_PROMPTS, ROUND_COMPLETIONS)
+    assert torch.allclose(found, torch.cat(plain), atol=1e-6)
+    grads = torch.autograd.grad(found.sum(), list(model.parameters()))
+    expected = torch.autograd.grad(torch.cat(plain).sum(), list(model.parameters()))
+    assert torch.allclose(flatten(grads), flatten(expected), atol=1e-4)
+
+
+def test_weights_that_are_not_numbers_are_named(checkpoint):
+    model, _ = models.load(checkpoint("llama"), "cpu")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"weight model\.layers\.1\.mlp\.up_proj"):
+        rollout.check("torn", model)
+
+
+def test_a_sampler_that_is_wrong_is_noticed(checkpoint, monkeypatch):
+    """As it is for any architecture of which we do not know that its cache is another."""
+    model, _ = models.load(checkpoint("llama"), "cpu")
+    rollout.check("good", model, completion_logprobs)
+    with pytest.raises(ValueError, match="another probability"):
+        rollout.check("bad", model, lambda *args: completion_logprobs(*args) + 0.01)
+    monkeypatch.setattr(rollout.Decoder, "prefill", lambda *args: None)
+    with pytest.raises(ValueError, match="does not serve LlamaForCausalLM"):
+        rollout.check("bad", model)
+
+
+def test_code_that_comes_with_a_model_is_not_run(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("llama"), tmp_path / "own")
+    classes = {"AutoConfig": "own.A", "AutoModelForCausalLM": "own.B"}
+    config = {"model_type": "own", "auto_map": classes}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own" / "own.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(ValueError, match="code in its own files, which is not run"):
+        models.load(str(tmp_path / "own"))
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("tokenizer.json", None, "its tokenizer knows no tokens"),
+    ("tokenizer.json", "", "is there and cannot be loaded"),
+    ("config.json", "[1]", "is there and cannot be loaded"),
+    ("config.json", "[" * 100_000, "is there and cannot be loaded"),
+    ("model.safetensors", None, "is there and cannot be loaded"),
+])  # fmt: skip
+def test_files_that_are_missing_or_damaged(checkpoint, tmp_path, name, text, message):
+    folder = tmp_path / "torn"
+    shutil.copytree(checkpoint("qwen2"), folder)
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        models.load(str(folder))
+    assert len(str(error.value).splitlines()) == 1
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def sample_once(model, prompt, new_tokens):
+    return rollout.sample(model, [prompt], max_new_tokens=new_tokens, end_ids=set())
+
+
+def test_a_token_that_the_model_does_not_know_is_named(checkpoint):
+    model, _ = models.load(checkpoint("qwen2"), "cpu")
+    vocabulary = model.config.vocab_size
+    sample_once(model, [vocabulary - 1], 1)
+    with pytest.raises(ValueError, match=f"the token {vocabulary}, .* ends at {vocabulary - 1}"):
+        sample_once(model, [5, vocabulary], 1)
+
+
+def test_positions_that_a_model_has_not_learned_are_refused(capsys):
+    """Rotary ones go on, and it is said once."""
+    torch.manual_seed(0)
+    learned = GPT2LMHeadModel(GPT2Config(
+        vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=12)).eval()  # fmt: skip
+    sample_once(learned, [1] * 5, 7)
+    with pytest.raises(ValueError, match="--max-new-tokens 8: .* of 5 tokens, .* the 12 positions"):
+        sample_once(learned, [1] * 5, 8)
+    rotary = LlamaForCausalLM(LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=12)).eval()  # fmt: skip
+    models.say_once.cache_clear()
+    for _ in range(2):
+        sample_once(rotary, [1] * 5, 8)
+    assert capsys.readouterr().err.count("more than the 12 positions that the model was made") == 1
 
 
 # --- number format, end ids, size -----------------------------------------------------------------
@@ -244,6 +310,16 @@ def test_all_end_ids_are_found(checkpoint):
     assert models.end_ids(model, tokenizer) == {7, 8, 9, tokenizer.eos_token_id}
     model.generation_config.eos_token_id = None
     assert models.end_ids(model, tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_an_end_that_no_configuration_names_is_said(checkpoint, tmp_path, capsys):
+    """The tokenizer's own may be another one, and then every completion is truncated."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "endless")
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "endless" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": None}))
+    models.load(str(tmp_path / "endless"))
+    assert "names no token that ends a completion, and" in capsys.readouterr().err
 
 
 def test_which_models_are_tiny(checkpoint, tmp_path):

@@ -100,3 +100,14 @@ def test_an_optimizer_that_was_saved_steps_like_one_that_was_not(checkpoint):
     optimizer.load_state(other_adamw, saved[1])
     bandit.update(other_model, other_adamw, small_batch([0.5, 1.0, -1.0]))
     assert torch.equal(flatten(masters.weights), flatten(other_masters.weights))
+
+
+def test_a_frozen_table_has_no_master(checkpoint):
+    """Some architectures hold their sinusoids as a parameter that is never trained."""
+    model, _ = models.load(checkpoint("qwen2"), "cpu")
+    model.get_input_embeddings().weight.requires_grad_(False)
+    masters = optimizer.MasterWeights(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert len(masters.weights) == len(list(model.parameters())) - 1
+    bandit.update(model, optimizer.adamw(masters, 1e-3), small_batch([1.0, 1.0]))
+    masters.load_state_dict(masters.state_dict())

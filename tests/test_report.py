@@ -7,9 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from infra import intervals
+from infra.intervals import Interval
 from lab import report
-from lab.report import BestRound, Interval, PlanLine
-from lab.report_runs import Run, read_run
+from lab.report import BestRound, PlanLine
+from lab.report_runs import Run, read_pair, read_run
 
 # --- intervals ------------------------------------------------------------------------------------
 
@@ -17,20 +19,20 @@ from lab.report_runs import Run, read_run
 def test_the_interval_of_a_known_sample():
     """0.02, 0.05, 0.05 have the mean 0.04 and the standard deviation 0.017321, so the error of the
     mean is 0.01; t of two degrees of freedom is 4.303."""
-    mean, half = report.t_interval([0.02, 0.05, 0.05])
+    mean, half = intervals.t_interval([0.02, 0.05, 0.05])
     assert mean == pytest.approx(0.04)
-    assert half == pytest.approx(0.04303)
+    assert half == pytest.approx(0.04303, rel=1e-3)
     assert report.direction(Interval(mean, half)) == "same"
     assert report.direction(Interval(0.05, half)) == "more"
     assert report.direction(Interval(-0.05, half)) == "less"
 
 
 def test_a_single_seed_has_no_interval():
-    alone = report.t_interval([0.1])
+    alone = intervals.t_interval([0.1])
     assert report.direction(alone) == "unknown"
     assert report.interval_text(alone) == "+0.100 (one seed)"
-    assert np.isnan(report.t_interval([]).mean)
-    assert report.interval_text(report.t_interval([])) == ""
+    assert np.isnan(intervals.t_interval([]).mean)
+    assert report.interval_text(intervals.t_interval([])) == ""
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 25])
@@ -39,7 +41,7 @@ def test_the_interval_covers_the_true_mean_in_95_of_100_samples(seeds):
     trials = 4000
     hits = 0
     for _ in range(trials):
-        mean, half = report.t_interval(rng.normal(0.3, 2.0, seeds))
+        mean, half = intervals.t_interval(rng.normal(0.3, 2.0, seeds))
         hits += abs(mean - 0.3) <= half
     error = (0.95 * 0.05 / trials) ** 0.5
     assert abs(hits / trials - 0.95) < 4 * error
@@ -51,7 +53,7 @@ def test_the_interval_covers_the_true_mean_in_95_of_100_samples(seeds):
 def make_run(rounds=(0, 10), test=(0.2, 0.5), rollouts=(0, 320), right=None) -> Run:
     """A run as read_run returns it, with these evaluations of the test set."""
     axes = {"rounds": np.array(rounds), "rollouts": np.array(rollouts)}
-    return Run(None, {}, {}, axes, {"test": np.array(test)}, {"test": right})
+    return Run(None, {}, {}, axes, {"test": np.array(test)}, {"test": right}, None)
 
 
 def make_seeds(value: float, slope: float = 0.0) -> dict[int, Run]:
@@ -122,9 +124,49 @@ def test_the_sentence_names_each_setting_once():
     assert report.differences_in_words(runs, list(runs)) == (
         "On the test set, at equal rounds, above the baseline by more than the noise: better; "
         "below the baseline by more than the noise: worse; "
-        "indistinguishable from the baseline: equal; with too few seeds to say: alone."
+        "indistinguishable from the baseline: equal; with too few seeds to say: alone. "
+        "With Holm's correction for 3 comparisons these differ: better, worse."
     )
     assert report.differences_in_words(runs, ["32x1"]) == ""
+
+
+def test_a_finding_need_not_survive_that_others_were_tested_beside_it():
+    """t = 0.1 / 0.02 = 5 of two degrees of freedom: p = 0.038, and 0.075 for two comparisons."""
+    spread = 0.02 * 3**0.5
+    runs = {
+        "32x1": make_seeds(0.5),
+        "32x8": {seed: make_run(test=(0.2, 0.6 + spread * (seed - 1))) for seed in (0, 1, 2)},
+        "equal": {seed: make_run(test=(0.2, 0.5 + 0.01 * (seed - 1))) for seed in (0, 1, 2)},
+    }
+    words = report.differences_in_words(runs, ["32x8", "equal"])
+    assert "above the baseline by more than the noise: 32x8;" in words
+    assert words.endswith("With Holm's correction for 2 comparisons these differ: none.")
+
+
+def test_settings_are_compared_with_each_other_directly():
+    runs = {
+        "32x8": make_seeds(0.6, 0.01),
+        "32x8-raw": make_seeds(0.65, 0.01),
+        "256x1": make_seeds(0.65, 0.05),
+    }
+    lines = report.direct_in_words(runs)
+    assert lines[0].startswith("- 32x8 - 32x8-raw on the test set: -0.050 ± 0.000 (")
+    assert lines[1].startswith("- 32x8-raw - 256x1 on the test set: -0.040 ± 0.099 (")
+    assert lines[-1].endswith("for 2 comparisons these differ: 32x8 - 32x8-raw.")
+
+
+def test_a_seed_that_collapsed_is_named():
+    ends = [0.70, 0.71, 0.05, 0.72, 0.70]
+    runs = {
+        "32x1": {
+            seed: make_run()._replace(summary={"test_pass@1_after": value})
+            for seed, value in enumerate(ends)
+        }
+    }
+    (sentence,) = report.odd_seeds_in_words(runs, ["32x1"])
+    assert sentence.startswith("Seed 2 of 32x1 does not look like its others (0.050)")
+    del runs["32x1"][2]
+    assert report.odd_seeds_in_words(runs, ["32x1"]) == []
 
 
 def test_a_finding_that_depends_on_the_rate_is_undecided():
@@ -183,6 +225,76 @@ def test_the_report_of_a_few_runs(finished_run, tmp_path):
     assert all(f"]({name})" in page for name in figures)
 
 
+def edit(name, change):
+    """A damage: change what stands in a .json file or in the first line of a .jsonl file."""
+
+    def damage(folder):
+        first, *rest = (folder / name).read_text().split("\n") if name.endswith("l") else [
+            (folder / name).read_text()]  # fmt: skip
+        value = json.loads(first)
+        change(value)
+        (folder / name).write_text("\n".join([json.dumps(value), *rest]))
+
+    return damage
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+FILES = ("summary.json", "config.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl")
+DAMAGES = [
+    *[(lambda folder, name=name: (folder / name).unlink(), "") for name in FILES],
+    *[(put(name, b""), "") for name in FILES],
+    *[(put(name, b'{"round": 0, "spl'), "") for name in FILES],
+    *[(put(name, b"[1]\n"), "not a JSON object but a list") for name in FILES],
+    *[(put(name, b'"\xff"\n'), "cannot be read: 'utf-8' codec") for name in FILES],
+    *[(edit(name, dict.clear), "lacks") for name in FILES],
+    (edit("summary.json", lambda value: value.pop("seconds")), "lacks 'seconds'"),
+    (edit("summary.json", lambda value: value.update(rounds="6")), "last round"),
+    (edit("summary.json", lambda value: value.update(seconds=None)), ""),
+    (edit("config.json", lambda value: value.pop("torch")), "lacks 'torch'"),
+    (edit("metrics.jsonl", lambda value: value.pop("seconds_reward")), "lacks 'seconds_reward'"),
+    (edit("evals.jsonl", lambda value: value.update(round=1)), "not evaluated in the same rounds"),
+    (edit("evals.jsonl", lambda value: value.update({"pass@1": "high"})), ""),
+    (edit("evals.jsonl", lambda value: value["right"].pop()), ""),
+    (edit("samples.jsonl", lambda value: value.pop("gold")), "lacks 'gold'"),
+]
+
+
+@pytest.mark.parametrize("damage, word", DAMAGES)
+def test_a_damaged_run_is_left_out_with_its_reason(finished_run, tmp_path, damage, word):
+    for seed in (0, 1):
+        shutil.copytree(finished_run, tmp_path / "32x1" / f"seed-{seed}",
+                        ignore=shutil.ignore_patterns("model", "checkpoints"))  # fmt: skip
+    damage(tmp_path / "32x1" / "seed-1")
+    runs, left_out = read_pair(tmp_path, report.describe)
+    assert list(runs["32x1"]) == [0]
+    (reason,) = left_out
+    assert "32x1/seed-1" in reason and word in reason and len(reason.splitlines()) == 1
+
+
+def test_a_run_that_was_evaluated_in_other_rounds_is_left_out(finished_run, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(finished_run, tmp_path / "32x1" / f"seed-{seed}",
+                        ignore=shutil.ignore_patterns("model", "checkpoints"))  # fmt: skip
+    path = tmp_path / "32x1" / "seed-1" / "evals.jsonl"
+    lines = path.read_text().splitlines(True)
+    path.write_text("".join(lines[:2] + lines[4:]))
+    runs, left_out = read_pair(tmp_path, report.describe)
+    assert list(runs["32x1"]) == [0] and "in other rounds than seed-0" in left_out[0]
+
+
+@pytest.mark.parametrize("text, span", [
+    ("7", "`7`"),
+    ("a `b` c", "`` a `b` c ``"),
+    ("``", "``` `` ```"),
+    ("<b>x</b> | y\nz", "`<b>x</b> | y z`"),
+])  # fmt: skip
+def test_text_stays_text(text, span):
+    assert report.code(text) == span
+
+
 def test_one_run_is_drawn_again_and_described(finished_run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
@@ -193,7 +305,7 @@ def test_one_run_is_drawn_again_and_described(finished_run, tmp_path, monkeypatc
     assert "pass@1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags, word", [([], "folder"), (["nowhere"], "nowhere is neither")])
+@pytest.mark.parametrize("flags, word", [([], "folder"), (["nowhere"], "nowhere: is neither")])
 def test_a_folder_without_runs_is_refused_in_one_sentence(flags, word, script_says):
     said = script_says(report, *flags)
     assert word in said

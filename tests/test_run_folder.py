@@ -34,6 +34,18 @@ def test_a_line_that_a_kill_left_incomplete_is_dropped(tmp_path):
     assert read_lines(tmp_path / "log.jsonl") == [{"round": 1}, {"round": 2}]
 
 
+@pytest.mark.parametrize("content, message", [
+    (b'{"round": 1}\n{"rou\n{"round": 3}\n', "log.jsonl, line 2 is not JSON"),
+    (b'{"round": 1}\n[1]\n', "log.jsonl, line 2 is not a JSON object but a list"),
+    (b'{"round": 1}\n"\xff"\n', "log.jsonl cannot be read: 'utf-8' codec"),
+    (b"[" * 100_000 + b"\n", "log.jsonl, line 1 is not JSON"),
+])  # fmt: skip
+def test_a_damaged_log_is_named(tmp_path, content, message):
+    (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_lines(tmp_path / "log.jsonl")
+
+
 def test_logs_of_before_a_field_was_renamed_are_read(tmp_path):
     """metrics.jsonl and evals.jsonl had cut, gap and largest_gap."""
     old = [
@@ -83,9 +95,17 @@ def run_folder(path, **flags):
     return RunFolder(path, {"out": path, "resume": False, "lr": 0.1, "rounds": 6, **flags})
 
 
+def open_folder(path, **flags):
+    folder = run_folder(path, **flags)
+    folder.take()
+    folder.open()
+    folder.release()
+    return folder
+
+
 def test_the_configuration_of_a_run(tmp_path):
     """Versions, and the flags that say what the run is: not where it is, nor how often it saves."""
-    run_folder(tmp_path / "run", save_every=50, cache_tokens=None, micro_tokens=2048).open()
+    open_folder(tmp_path / "run", save_every=50, cache_tokens=None, micro_tokens=2048)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     versions = {"torch", "transformers", "commit", "processes"}
     assert set(config) == {"lr", "rounds", "micro_tokens"} | versions
@@ -93,38 +113,59 @@ def test_the_configuration_of_a_run(tmp_path):
     assert config["processes"] == 1
 
 
-def test_a_folder_that_holds_a_run_is_not_opened_again(tmp_path):
-    run_folder(tmp_path / "run").open()
+def test_a_folder_that_holds_a_run_is_not_taken_again(tmp_path):
+    """A start that computed nothing is no run: the corrected command gets the folder."""
+    open_folder(tmp_path / "run", lr=9.0).append("evals", {"round": 0})
     with pytest.raises(ValueError, match="holds a run already"):
-        run_folder(tmp_path / "run").open()
-    run_folder(tmp_path / "run", resume=True).open()
+        run_folder(tmp_path / "run").take()
+    open_folder(tmp_path / "run", resume=True)
+    open_folder(tmp_path / "other", lr=9.0)
+    open_folder(tmp_path / "other")
+    with pytest.raises(ValueError, match="--resume: there is no run in"):
+        run_folder(tmp_path / "third", resume=True).take()
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_folder_has_one_process(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    folder.take()
+    with pytest.raises(ValueError, match="another process is at work there"):
+        run_folder(tmp_path / "run").take()
+    folder.release()
+    (tmp_path / "run" / "config.tmp").write_text("half")
+    open_folder(tmp_path / "run")
+    assert not (tmp_path / "run" / "config.tmp").exists()
 
 
 @pytest.mark.parametrize("changed", ["save_every", "cache_tokens", "micro_tokens", "rounds"])
 def test_a_resume_may_change_what_changes_no_result(tmp_path, changed):
     flags = {"save_every": 50, "cache_tokens": None, "micro_tokens": 2048}
-    run_folder(tmp_path / "run", **flags).open()
+    open_folder(tmp_path / "run", **flags)
     run_folder(tmp_path / "run", **(flags | {changed: 7})).check_flags()
 
 
 def test_a_resume_may_not_change_anything_else(tmp_path):
-    run_folder(tmp_path / "run").open()
+    open_folder(tmp_path / "run")
     with pytest.raises(ValueError, match="has --lr 0.1, not 0.2"):
         run_folder(tmp_path / "run", lr=0.2).check_flags()
-    with pytest.raises(ValueError, match="there is no run in"):
-        run_folder(tmp_path / "other").check_flags()
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="there is no run in"):
+    with pytest.raises(ValueError, match="config.json is not JSON"):
         run_folder(tmp_path / "run").check_flags()
 
 
-def test_lines_of_later_rounds_are_dropped(tmp_path):
-    folder = run_folder(tmp_path / "run")
-    folder.open()
+def test_logs_are_cut_at_the_marks_of_a_checkpoint(tmp_path):
+    folder = open_folder(tmp_path / "run")
     for number in (1, 2, 3):
         folder.append("metrics", {"round": number})
-    folder.drop_lines_after("metrics", 2)
+        if number == 2:
+            marks = folder.log_marks()
+    folder.cut_logs(marks)
     assert read_log(tmp_path / "run") == [{"round": 1}, {"round": 2}]
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl is not what it was"):
+        folder.cut_logs(marks)
+    folder.cut_logs({})  # there is no checkpoint yet
+    assert read_log(tmp_path / "run") == []
 
 
 def test_a_run_is_not_written_over(small_run, coin_verifier):

@@ -1,11 +1,9 @@
 """The state of a run: whatever interrupts it, a resumed run equals one that was never stopped."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -68,32 +66,6 @@ def test_a_killed_run_is_continued_bit_for_bit(small_run, checkpoint, problems, 
     with open(part / "metrics.jsonl", "a") as file:
         file.write('{"round": 99, "rew')
     train.main([*flags, "--resume"])
-    assert_equal_runs(whole, part)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments(small_run, checkpoint, problems, tmp_path):
-    """SIGKILL eight times, each after at least one new round: in the end the run equals one that
-    was never stopped."""
-    whole, part = small_run("whole", "--rounds", "40"), tmp_path / "part"
-    flags = small_run_flags(checkpoint("qwen2"), problems, part, "--rounds", "40")
-    moments, kills = random.Random(0), 0
-    while not (part / "summary.json").exists():
-        has_started = (part / "config.json").exists()
-        rounds = len(read_log(part))
-        command = [sys.executable, ROOT / "train.py", *flags, *["--resume"] * has_started]
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-        if kills < 8:
-            wait_for_rounds(part, rounds + 1, process)
-            time.sleep(moments.random() * 0.3)
-            process.kill()
-            kills += 1
-        message = process.communicate()[1]
-        assert "Traceback" not in message
-        assert kills < 8 or process.returncode in (0, -signal.SIGKILL), message
-    assert kills == 8
     assert_equal_runs(whole, part)
 
 
