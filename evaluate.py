@@ -154,6 +154,8 @@ def sample_and_grade(
 
 # --- what a training run measures -----------------------------------------------------------------
 
+SHOWN = 4  # test queries whose completions are kept
+
 
 def evaluate_run(
     args: Namespace, state: TrainState, sets: data.ProblemSets, before_or_after: bool
@@ -212,19 +214,21 @@ def evaluate_split(
         right_k, _, _ = measure(queries[: args.eval_queries], k, f"pass@{k}", seed=seed)
         line[f"pass@{k}"], line[f"pass@{k}_se"] = mean_pass_at_k(right_k, k)
     if is_test and distributed.is_main_process():
-        line["kl"] = kl_to_base(args, state, queries[:64], rollouts[:64]) if state.round else 0.0
+        base = state.load_base_model() if state.round else None  # at first it is the policy
+        line["kl"] = kl_to_base(args, state, base, queries[:64], rollouts[:64]) if base else 0.0
+        line["samples"] = eval_samples(args, state, base, queries, rollouts, right[:, 0])
     line["right"] = right[:, 0].astype(int).tolist()
     return line
 
 
 def kl_to_base(
-    args: Namespace, state: TrainState, queries: list[data.Query], rollouts: list[rollout.Rollout]
-) -> float:
+    args: Namespace, state: TrainState, base: PreTrainedModel, queries: list[data.Query],
+    rollouts: list[rollout.Rollout],
+) -> float:  # fmt: skip
     """The mean k3 per token of the KL to the base model, on rollouts of the policy, in nats.
 
     Both policies are at the temperature of the rollouts.
     """
-    base = state.load_base_model()
     prompts, completions = data.encode(state.tokenizer, queries), [one.tokens for one in rollouts]
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     distances = []
@@ -239,11 +243,41 @@ def kl_to_base(
     return bandit.KL_ESTIMATORS["k3"](torch.cat(distances)).mean().item()
 
 
+def eval_samples(
+    args: Namespace, state: TrainState, base: PreTrainedModel | None, queries: list[data.Query],
+    rollouts: list[rollout.Rollout], right: np.ndarray,
+) -> list[dict]:  # fmt: skip
+    """What became of the first SHOWN queries in this evaluation, token by token: lab/page.py.
+
+    base: None stands for the policy itself.
+    """
+    samples = []
+    for i, query in enumerate(queries[:SHOWN]):
+        tokens = rollouts[i].tokens
+        logprobs = rollouts[i].logprobs
+        base_logprobs = logprobs
+        if base:
+            with torch.no_grad():
+                prompts = data.encode(state.tokenizer, [query])
+                base_logprobs = bandit.completion_logprobs(
+                    base, prompts, [tokens], args.eval_temperature
+                ).tolist()
+        samples.append({
+            "prompt": query.prompt,
+            "gold": query.gold,
+            "right": bool(right[i]),
+            "tokens": [state.tokenizer.decode([token]) for token in tokens],
+            "logprobs": [round(x, 4) for x in logprobs],
+            "logprobs_base": [round(x, 4) for x in base_logprobs],
+        })  # fmt: skip
+    return samples
+
+
 def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> list[dict]:
     """The lines of samples.jsonl: two completions of each of the first four test queries, before
     and after, with the log-probabilities of their tokens under both policies."""
     policies = {"before": state.load_base_model(), "after": state.model}
-    queries = sets.test[:4]
+    queries = sets.test[:SHOWN]
     prompts = data.encode(state.tokenizer, queries)
     seed = seed_for(args.seed, Purpose.SAMPLES)
     lines = []

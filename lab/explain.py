@@ -3,6 +3,8 @@
     python -m lab.explain                                # four completions, two of them right
     python -m lab.explain --advantage reward             # the baseline: wrong ones do nothing
     python -m lab.explain --query 10 --seed 0 --kl 0.1   # a harder query, and the KL term
+    python -m lab.explain --step                         # wait for a key after each section
+    python -m lab.explain --html                         # a page to look at, as lab/page.py says
 
 `walk` computes the round with the functions that a run uses; the rest of this file prints it. The
 default query and seed were chosen for their four completions: one is right, one guesses, one
@@ -17,6 +19,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,6 +30,7 @@ import evaluate
 import reward
 import rollout
 from infra import flags, models, optimizer
+from lab import page
 
 WIDTH = 110  # characters of the page
 SHOWN = 18  # tokens of a completion that get a line of their own
@@ -53,6 +57,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--kl", type=flags.at_least(0.0), default=0.0, help="factor of the KL term in the loss")
     flag("--seed", type=whole, default=5, help="of the sampling")
     flag("--max-new-tokens", type=count, default=64, help="truncate completions here")
+    show = parser.add_mutually_exclusive_group().add_argument
+    show("--step", action="store_true", help="wait for the return key after each section")
+    show("--html", nargs="?", type=Path, const=Path("runs/explain.html"), metavar="FILE",
+         help="write a page into a file (runs/explain.html) instead of printing")
     args = parser.parse_args(argv)
 
     # train.py has flags for these two. Here they follow from the advantage: some need rewards of
@@ -239,13 +247,37 @@ def join_pieces(pieces: list[str]) -> str:
 
 def print_page(args: argparse.Namespace, walked: Walk) -> None:
     """The round in seven steps, each under the names of the functions that do it."""
-    print_prompt(args, walked)
-    print_completions(args, walked)
-    print_verdicts(args, walked)
-    print_advantages(args, walked)
-    print_loss(args, walked)
-    print_step(args, walked)
+    sections = (
+        print_prompt, print_completions, print_verdicts, print_advantages, print_loss, print_step,
+    )  # fmt: skip
+    for print_section in sections:
+        print_section(args, walked)
+        if args.step:
+            input("\n[return goes on] ")
     print_heading(7, "in words", in_words(walked))
+
+
+def content_of_page(args: argparse.Namespace, walked: Walk) -> dict:
+    """The round for lab/page.py: each token before the step and after it."""
+    attempts = [
+        {
+            "query": 0,
+            "right": one.right,
+            "note": f", reward {one.reward:g}, advantage {one.advantage:+.3f}, log-probability "
+                    f"{sum(one.before):.2f} → {sum(one.after):.2f}",
+            "tokens": page.tokens_of(one.pieces, one.before, one.after),
+        }
+        for one in walked.attempts
+    ]  # fmt: skip
+    return {
+        "title": f"One round of one query: {args.model}, advantage {args.advantage}",
+        "notes": [in_words(walked)],
+        "legend": "A token is blue and underlined where the step made it likelier, orange and "
+                  "dotted where it made it less likely.",
+        "curve": None,
+        "queries": [{"prompt": walked.query.prompt, "gold": walked.query.gold}],
+        "steps": [{"round": 0, "label": "", "figures": "", "attempts": attempts}],
+    }  # fmt: skip
 
 
 def print_prompt(args: argparse.Namespace, walked: Walk) -> None:
@@ -417,7 +449,14 @@ def in_words(walked: Walk) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     try:
-        print_page(args, walk(args))
+        walked = walk(args)
+        if args.html:
+            page.write_page(args.html, content_of_page(args, walked))
+            print(f"open {args.html} in a browser")
+        else:
+            print_page(args, walked)
+    except (EOFError, KeyboardInterrupt):
+        sys.exit("explain.py: stopped")
     except (ValueError, OSError) as error:
         sys.exit(f"explain.py: {error}")
 

@@ -118,7 +118,7 @@ def test_the_lines_of_the_evaluations(finished_run):
         mean, error = mean_and_error(line["right"])
         assert line["pass@1"] == pytest.approx(mean)
         assert line["se"] == pytest.approx(error)
-        assert ("kl" in line) == (line["split"] == "test")
+        assert ("kl" in line) == ("samples" in line) == (line["split"] == "test")
     assert lines[1]["kl"] == 0
     assert lines[-1]["kl"] > 0
 
@@ -179,6 +179,18 @@ def test_the_kl_to_the_base_model(finished_run, checkpoint, problems):
         distance = (ours - theirs).numpy()
         per_token += list(np.exp(-distance) + distance - 1)
     assert line["kl"] == pytest.approx(np.mean(per_token), rel=1e-3)
+
+    # The samples are the first of these completions, token by token under both policies.
+    assert len(line["samples"]) == 4
+    prompts = data.encode(tokenizer, queries)
+    for i, sample in enumerate(line["samples"]):
+        tokens = rollouts[i].tokens
+        assert sample["prompt"] == queries[i].prompt
+        assert sample["right"] == line["right"][i]
+        assert sample["tokens"] == [tokenizer.decode([token]) for token in tokens]
+        for name, policy in (("logprobs", model), ("logprobs_base", base)):
+            logprobs = full_forward_logprobs(policy, prompts[i], tokens).tolist()
+            assert sample[name] == pytest.approx(logprobs, abs=2e-4)
 
 
 def test_the_samples_have_logprobs_under_both_policies(finished_run):

@@ -146,6 +146,28 @@ def test_long_completions_are_folded_and_keep_their_sums(walk, capsys):
     assert float(total.split()[-1]) == pytest.approx(sum(one.loss), abs=1e-6)
 
 
+def test_step_waits_after_every_section_but_the_last(capsys, monkeypatch):
+    seen = []
+
+    def press_return(prompt):
+        seen.append(capsys.readouterr().out)
+        return ""
+
+    monkeypatch.setattr("builtins.input", press_return)
+    explain.main(["--step"])
+    assert ["--- " in text for text in seen] == [True] * 6
+    assert "--- 7. in words" in capsys.readouterr().out
+
+
+def test_step_ends_quietly_at_the_end_of_input(monkeypatch):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    with pytest.raises(SystemExit, match="stopped"):
+        explain.main(["--step"])
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 
@@ -165,6 +187,7 @@ def test_long_completions_are_folded_and_keep_their_sums(walk, capsys):
         (["--query", "100000"], "go from 0 to"),
         (["--data", "nowhere"], "nowhere"),
         (["--model", "./nowhere"], "nowhere"),
+        (["--step", "--html"], "not allowed with"),
     ],
 )
 def test_bad_flags_get_one_sentence(flags, words, capsys):

@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -98,6 +99,25 @@ def test_the_first_cell_goes_to_the_root(folder, monkeypatch):
     monkeypatch.chdir(folder)
     exec(compile(CODE[0][1], CODE[0][0], "exec"), {})
     assert Path.cwd() == ROOT
+
+
+def test_the_first_cell_fetches_the_repository_when_it_is_not_there(tmp_path, monkeypatch):
+    """As in a hosted notebook service: an empty folder, and the address of a repository."""
+    monkeypatch.chdir(tmp_path)
+    first_cell = compile(CODE[0][1], CODE[0][0], "exec")
+    with pytest.raises(FileNotFoundError, match="set REPOSITORY"):
+        exec(first_cell, {})
+    origin = tmp_path / "origin"
+    subprocess.run(["git", "init", "--quiet", origin], check=True)
+    (origin / "train.py").write_text("")
+    who = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    for words in (["add", "."], [*who, "commit", "--quiet", "-m", "One"]):
+        subprocess.run(["git", "-C", origin, *words], check=True)
+    monkeypatch.setenv("REPOSITORY", origin.as_uri())
+    for _ in range(2):  # the second time it is there
+        monkeypatch.chdir(tmp_path)
+        exec(first_cell, {})
+        assert Path.cwd() == tmp_path / "rft"
 
 
 def record_files_made() -> list[Path]:
