@@ -36,6 +36,8 @@ def load(
     Raises ValueError, in one sentence, for a model that does not exist or cannot be served.
     rollout.load also checks that the sampler serves it.
     """
+    if not name:
+        raise ValueError("--model: the name is empty")
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # it would be drawn between our own bars
     path = str(TINY / name.removeprefix("tiny-")) if name in TINY_MODELS else name

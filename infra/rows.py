@@ -34,6 +34,8 @@ def find_file(name: str, split: str) -> Path:
     """The file of a split of a tiny set, of a folder, or of a single file."""
     if name in TINY_SETS:
         return TINY / f"{name.removeprefix('tiny-')}_{split}.jsonl"
+    if not name:
+        raise ValueError("--data: the name is empty")
     path = Path(name)
     if path.is_dir():
         files = sorted([*path.glob(f"*{split}*.jsonl"), *path.glob(f"*{split}*.jsonl.gz")])

@@ -306,7 +306,8 @@ def check_report(folder: Path, pair: Path, out: Path) -> None:
     mean = np.mean([summary["test_pass@1_after"] for summary in summaries])
     assert f"{mean:.3f}" in page.split("| 32x1+7 |")[1].split("\n")[0]
     assert all(summary["rollouts"] == 20 * 8 * 8 for summary in summaries)
-    assert len(list(out.glob("*.png"))) == 2
+    drawn = {picture.name.removeprefix(f"{pair.name}-") for picture in out.glob("*.png")}
+    assert drawn == {"baseline.png", "advantage.png", "forest.png"}
     rows = (out / "table.csv").read_text().splitlines()
     assert len(rows) == 5
     assert rows[0].startswith("pair,rung,setting")
