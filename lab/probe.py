@@ -27,7 +27,9 @@ The last lines of the report show why subtracting the mean reward may not help. 
 (R - b) * score, where the score is the gradient of a completion's log-probability, is least at
 b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger scores, that is far
 below the mean reward. The report gives the same mean with lengths in the place of |score|^2, which
-`bandit.opo` takes over a group, and with -log pi, which `bandit.least_variance` takes.
+`bandit.opo` takes over a group, and with -log pi, which `bandit.least_variance` takes. It also
+gives V(b) = E[(R - b)^2 |score|^2] for the constants that the rung "constant" of ablate.sh trains
+with, and V(1), which is what learning from wrong completions alone leaves.
 """
 
 import argparse
@@ -54,6 +56,7 @@ from infra import checkpoint, curve, flags, models, optimizer  # curve makes pyp
 from infra.run_folder import write_json
 
 WINDOW = 8  # rewards of a query that the run remembers
+CONSTANTS = (-0.2, 0.1, 0.2, 0.3, 0.5, 1.0)  # baselines b of V(b), beside 0
 MEASURES = ("cosine", "a round", "SNR", "uphill")
 # The reference and the scores have seeds that the rounds' small numbers never reach.
 REFERENCE_SEED = 10**6
@@ -70,7 +73,8 @@ class Setting(NamedTuple):
     loss_mean: str = "token"
 
 
-SETTINGS = {  # each samples 256 rollouts a round
+SETTINGS = {  # each samples 256 rollouts a round, but for the first
+    "32x1 raw": Setting(32, 1, 0, "reward"),
     "32x1+7 group": Setting(32, 1, 7, "group"),
     "32x8 raw": Setting(32, 8, 0, "reward"),
     "32x8 group": Setting(32, 8, 0, "group"),
@@ -249,6 +253,17 @@ def best_baseline(scores: Scores) -> Measured:
     The gradient estimate (R - b) s is unbiased for every constant b: equation (4) of the lecture.
     """
     return weighted_mean(scores.right, scores.squared_norms)
+
+
+def variance_ratio(scores: Scores, constant: float) -> Measured:
+    """V(b) / V(0) of a constant baseline b, where V(b) = E[(R - b)^2 |s|^2].
+
+    All constants have the same mean gradient, so the order of V is the order of the variances.
+    """
+    rewards = scores.right.astype(float)
+    mine, raw = (((rewards - b) ** 2 * scores.squared_norms) for b in (constant, 0.0))
+    without_one = (mine.sum() - mine) / (raw.sum() - raw)
+    return Measured(float(mine.sum() / raw.sum()), jackknife_error(without_one))
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> Measured:
@@ -471,12 +486,14 @@ def scores_in_words(policy: str, scores: Scores) -> str:
     best, error = best_baseline(scores)
     by_length = weighted_mean(right, scores.lengths).value
     by_surprise = weighted_mean(right, scores.surprises).value
+    ratios = {constant: variance_ratio(scores, constant) for constant in CONSTANTS}
+    listed = ", ".join(f"{b:g}: {one.value:.2f} ± {one.error:.2f}" for b, one in ratios.items())
     return (
         f"{text}; mean squared norm of the score {squares[right].mean():,.0f} for right ones, "
         f"{squares[~right].mean():,.0f} for wrong ones; the constant baseline of least variance is "
         f"{best:.2f} ± {error:.2f}, the mean reward {right.mean():.2f}. With the length in the "
         f"place of the squared norm the constant is {by_length:.2f}, with -log pi "
-        f"{by_surprise:.2f}."
+        f"{by_surprise:.2f}. V(b) / V(0) at b = {listed}."
     )
 
 

@@ -250,20 +250,17 @@ def direct_in_words(runs: Runs) -> list[str]:
 
 
 def rates_in_words(runs: Runs) -> list[str]:
-    """Gains at each learning rate; a finding whose sign depends on the rate is undecided."""
+    """Gains at the common learning rate and at each setting's own; do they have the same sign?"""
     sentences = []
-    for setting in ("32x8", "256x1"):
-        gains = {}
-        for suffix, name in (("@lower", "lower"), ("", "as it is"), ("@higher", "higher")):
-            interval = gain(runs, setting + suffix, BASELINE + suffix, "test")
-            if not np.isnan(interval.mean):
-                gains[name] = interval
-        if len(gains) < 2:
+    for setting in runs:
+        gains = {"common": setting, "own": f"{setting}@own"}
+        gains = {name: gain(runs, one, BASELINE, "test") for name, one in gains.items()}
+        if any(np.isnan(interval.mean) for interval in gains.values()):
             continue
         signs = {direction(interval) for interval in gains.values()} - {"same", "unknown"}
         end = ": undecided, the sign depends on the learning rate." if len(signs) > 1 else "."
         listed = ", ".join(f"{name} {interval_text(each)}" for name, each in gains.items())
-        sentences.append(f"{setting} against {BASELINE} at the same rate: {listed}{end}")
+        sentences.append(f"{setting} against {BASELINE}, by learning rate: {listed}{end}")
     return sentences
 
 

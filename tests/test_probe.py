@@ -67,6 +67,14 @@ def test_the_baseline_of_least_variance():
     assert found == pytest.approx(tried[np.argmin(second_moments)], abs=1e-3)
     assert 0 < error < 0.05
 
+    # V(b) / V(0) is that second moment beside the raw reward's, and b = 1 leaves the wrong ones.
+    measured = probe.Scores(right, squares, None, None)
+    for b in (0.0, 0.1, 0.5):
+        ratio = probe.variance_ratio(measured, b).value
+        assert ratio == pytest.approx(second_moments[round(1000 * b)] / second_moments[0])
+    only_wrong = squares[~right].sum() / squares[right].sum()
+    assert probe.variance_ratio(measured, 1.0).value == pytest.approx(only_wrong)
+
 
 def test_the_report_compares_the_baselines():
     scores = probe.Scores(
@@ -79,6 +87,7 @@ def test_the_report_compares_the_baselines():
     assert "least variance is 0.10 ± " in said
     assert "the mean reward 0.50." in said
     assert "the constant is 0.75, with -log pi 0.25." in said
+    assert "b = -0.2: 1.80 ± " in said  # (2 x 1.44 + 18 x 0.04) / 2
 
 
 def test_settings_are_read_from_text():

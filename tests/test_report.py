@@ -172,13 +172,12 @@ def test_a_seed_that_collapsed_is_named():
 def test_a_finding_that_depends_on_the_rate_is_undecided():
     runs = {
         "32x1": make_seeds(0.5, 0.001),
-        "32x1@higher": make_seeds(0.5, 0.001),
         "32x8": make_seeds(0.6, 0.002),  # another slope gives the differences some spread
-        "32x8@higher": make_seeds(0.4, 0.002),
+        "32x8@own": make_seeds(0.4, 0.002),
     }
     (sentence,) = report.rates_in_words(runs)
     assert sentence.endswith("depends on the learning rate.")
-    runs["32x8@higher"] = make_seeds(0.6, 0.003)
+    runs["32x8@own"] = make_seeds(0.6, 0.003)
     assert "undecided" not in report.rates_in_words(runs)[0]
 
 
