@@ -29,7 +29,8 @@ b = E[R |score|^2] / E[|score|^2]. Where wrong completions have the larger score
 below the mean reward. The report gives the same mean with lengths in the place of |score|^2, which
 `bandit.opo` takes over a group, and with -log pi, which `bandit.least_variance` takes. It also
 gives V(b) = E[(R - b)^2 |score|^2] for the constants that the rung "constant" of ablate.sh trains
-with, and V(1), which is what learning from wrong completions alone leaves.
+with, and V(1), which is what learning from wrong completions alone leaves. At last it says how
+much of the noise lies between queries, which more rollouts of the same queries do not lower.
 """
 
 import argparse
@@ -305,7 +306,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, Measured]:
-    """The four MEASURES of estimates [rounds, parameters] against a reference [parameters].
+    """MEASURES and "noise" of estimates [rounds, parameters] against a reference [parameters].
+
+    "noise" is the sum of the variances, in the estimates' own squared units.
 
     They depend on the products of the estimates with each other and with the reference only, so
     that leaving one round out is cheap. There must be at least three rounds.
@@ -324,8 +327,8 @@ def describe(estimates: torch.Tensor, reference: torch.Tensor) -> dict[str, Meas
 
 
 def measures(products: np.ndarray, along: np.ndarray) -> dict[str, float]:
-    """MEASURES from the products of the estimates [rounds, rounds] and their lengths along the
-    reference [rounds]."""
+    """MEASURES and "noise" from the products of the estimates [rounds, rounds] and their lengths
+    along the reference [rounds]."""
     rounds = len(along)
     squared_mean = products.mean()  # |mean of the estimates|^2
     noise = (products.trace() - rounds * squared_mean) / (rounds - 1)  # the sum of the variances
@@ -337,7 +340,20 @@ def measures(products: np.ndarray, along: np.ndarray) -> dict[str, float]:
         "a round": float((along / norms).mean()),
         "SNR": float(signal / max(noise, 1e-30)),
         "uphill": float((along > 0).mean()),
+        "noise": float(noise),
     }
+
+
+def share_between_queries(noise_32x8: Measured, noise_256x1: Measured) -> Measured:
+    """The part of one rollout's noise that is common to all rollouts of its query.
+
+    If the variance is W within a query and B between queries, 256 rollouts of as many queries
+    leave (W + B) / 256, and 8 of each of 32 leave (W / 8 + B) / 32. So the ratio of the second to
+    the first is 1 + 7 B / (W + B).
+    """
+    ratio = noise_32x8.value / noise_256x1.value
+    relative = np.hypot(noise_32x8.error / noise_32x8.value, noise_256x1.error / noise_256x1.value)
+    return Measured((ratio - 1) / 7, float(ratio * relative / 7))
 
 
 class Findings(NamedTuple):
@@ -470,6 +486,14 @@ def write_report(
     )
     paragraphs = [command, "\n".join(lines)]
     paragraphs += [scores_in_words(policy, each) for policy, each in scores.items()]
+    for policy, (settings, _) in found.items():
+        if {"32x8 raw", "256x1 raw"} <= settings.keys():
+            noises = [settings[name]["gradient"]["noise"] for name in ("32x8 raw", "256x1 raw")]
+            share, error = share_between_queries(*noises)
+            paragraphs.append(
+                f"At {policy}: of the variance of one rollout's raw gradient {share:.2f} ± "
+                f"{error:.2f} lies between queries, the rest within a query."
+            )
     text = "\n\n".join(paragraphs)
     (folder / "probe.md").write_text(text + "\n")
     write_json(folder / "config.json", vars(args))

@@ -20,7 +20,8 @@ def test_describe_known_vectors():
     direction[0] = 3.0
     noise = torch.randn(500, 400, generator=generator) * 0.5
     found = probe.describe(direction + noise, direction)
-    assert tuple(found) == probe.MEASURES
+    assert tuple(found) == (*probe.MEASURES, "noise")
+    assert found["noise"].value == pytest.approx(400 * 0.25, rel=0.02)
     # |E g|^2 / sum of variances
     assert found["SNR"].value == pytest.approx(9 / (400 * 0.25), rel=0.05)
     assert found["a round"].value == pytest.approx(3 / (9 + 100) ** 0.5, rel=0.02)
@@ -53,6 +54,21 @@ def test_jackknife_errors_are_the_spread_over_repetitions():
     without_one = (sample.sum() - sample) / 19
     usual = sample.std(ddof=1) / 20**0.5
     assert probe.jackknife_error(without_one) == pytest.approx(usual)
+
+
+def test_the_noise_between_queries_is_told_from_that_within():
+    """Of estimates whose query brings noise of variance 1 and whose rollout brings 3."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise_of_rounds(queries, rollouts):
+        between = torch.randn(300, queries, 1, 10, generator=generator)
+        within = 3**0.5 * torch.randn(300, queries, rollouts, 10, generator=generator)
+        estimates = (between + within).mean(dim=(1, 2))
+        return probe.describe(estimates, torch.ones(10))["noise"]
+
+    share = probe.share_between_queries(noise_of_rounds(32, 8), noise_of_rounds(256, 1))
+    assert abs(share.value - 0.25) < 3 * share.error
+    assert 0.005 < share.error < 0.03
 
 
 def test_the_baseline_of_least_variance():
@@ -229,9 +245,10 @@ def test_the_probe_end_to_end(tmp_path, monkeypatch, capsys):
         "--max-new-tokens", "16",
     ])  # fmt: skip
     page = (tmp_path / "probe.md").read_text()
-    # Eight settings and the ceiling, but no window at the base.
-    assert page.count("| base |") == 8
-    assert page.count("| round 2 |") == 9
+    # Nine settings and the ceiling, but no window at the base.
+    assert page.count("| base |") == 9
+    assert page.count("| round 2 |") == 10
+    assert page.count("lies between queries") == 2
     assert page.strip() in capsys.readouterr().out
     assert (tmp_path / "probe.png").stat().st_size > 0
-    assert len((tmp_path / "probe.csv").read_text().splitlines()) == 16
+    assert len((tmp_path / "probe.csv").read_text().splitlines()) == 18
