@@ -1,0 +1,137 @@
+"""Figures that the documents quote stand in a committed table, or are computed from one here."""
+
+import csv
+import itertools
+import re
+
+import pytest
+from helpers import ROOT
+
+from infra.intervals import Interval, holm, t_interval, t_p_value, t_quantile
+
+RESULTS = ROOT / "results"
+QUOTING = [ROOT / "README.md", RESULTS / "README.md", ROOT / "course" / "lecture.md"]
+WITH_ERROR = re.compile(r"([+-]?\d+\.\d+) ± (\d+\.\d+)")
+
+
+def read(path) -> str:
+    return path.read_text().replace("−", "-")
+
+
+def own_rate_runs() -> dict[str, dict[int, dict[str, float]]]:
+    """setting -> seed -> its row in numbers, of the seeds that are reported."""
+    found = {}
+    for row in csv.DictReader((RESULTS / "own-rate" / "runs.csv").open()):
+        numbers = {name: float(value) for name, value in row.items() if name != "setting"}
+        if numbers["seed"] < 100:
+            found.setdefault(row["setting"], {})[int(row["seed"])] = numbers
+    return found
+
+
+def own_rate_differences() -> list[Interval]:
+    """Of every two settings, in pass@1 and in greedy accuracy on the test set."""
+    runs = own_rate_runs()
+    return [
+        t_interval([runs[one][seed][name] - runs[other][seed][name] for seed in runs[one]])
+        for one, other in itertools.permutations(runs, 2)
+        for name in ("test pass@1 after", "test greedy after")
+    ]
+
+
+def measured_intervals() -> list[Interval]:
+    """All that stands in the reports and tables, as (value, error)."""
+    pages = [page for page in RESULTS.rglob("*.md") if page != RESULTS / "README.md"]
+    text = "\n".join(read(page) for page in [*pages, *RESULTS.rglob("table.csv")])
+    written = [Interval(float(value), float(error)) for value, error in WITH_ERROR.findall(text)]
+    return written + own_rate_differences()
+
+
+def is_rounded(quoted: str, value: float) -> bool:
+    digits = len(quoted.partition(".")[2])
+    # A half may be rounded up or down, the more so where the table is rounded already.
+    return abs(float(quoted) - value) <= 0.5001 * 10**-digits
+
+
+@pytest.mark.parametrize("page", QUOTING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_interval_that_is_quoted_was_measured(page):
+    measured = measured_intervals()
+    quoted = WITH_ERROR.findall(read(page))
+    assert quoted
+    for value, error in quoted:
+        assert any(
+            is_rounded(value, one.mean) and is_rounded(error, one.half) for one in measured
+        ), f"{value} ± {error} stands in no table"
+
+
+def test_every_pass_at_1_that_is_quoted_was_measured():
+    """Numbers with three digits behind the point and no error are means over the seeds."""
+    tables = [*RESULTS.rglob("table.csv"), *RESULTS.glob("probe/*.md")]
+    text = "\n".join(read(path) for path in tables)
+    known = set(re.findall(r"\d\.\d{3}\b", text))
+    for runs in own_rate_runs().values():
+        values = [row["test pass@1 after"] for row in runs.values()]
+        known.add(f"{sum(values) / len(values):.3f}")
+    for page in QUOTING[:2]:
+        bare = WITH_ERROR.sub("", read(page))
+        quoted = set(re.findall(r"(?<![\d.])0\.\d{3}\b", bare))
+        assert quoted and quoted <= known, f"{page.name}: {quoted - known} stand in no table"
+
+
+def test_no_direction_of_the_probe_is_biased():
+    """Each cosine is the one that noise alone leaves, within three standard errors.
+
+    An unbiased mean of n estimates of ratio S has sqrt(S / (S + 1/n)) of the reference's ceiling.
+    """
+    page = read(RESULTS / "probe" / "probe.md")
+    rounds = int(re.search(r"--rounds (\d+)", page)[1])
+    for policy in ("base", "round 30"):
+        ceiling = float(re.search(rf"{policy} \| the cosine's ceiling \| ([\d.]+)", page)[1])
+        rows = re.findall(rf"^\| {policy} \| \d+x.*", page, re.MULTILINE)
+        assert len(rows) >= 8
+        for row in rows:
+            (cosine, error), _, (ratio, _), *_ = WITH_ERROR.findall(row)
+            expected = ceiling * (float(ratio) / (float(ratio) + 1 / rounds)) ** 0.5
+            assert abs(float(cosine) - expected) < 3 * float(error), row
+
+
+def test_the_gains_of_the_constants_are_in_the_order_of_the_variance():
+    """V(b) / V(0) is 1 for b = 0, which is the baseline, 32x1."""
+    page = read(RESULTS / "probe" / "probe.md")
+    line = re.search(r"^At base: .*V\(b\) / V\(0\) at b = (.*)", page, re.MULTILINE)[1]
+    variance = {f"32x1-b{b}": float(v) for b, v in re.findall(r"(-?[\d.]+): ([\d.]+) ±", line)}
+    variance["32x1"] = 1.0
+    table = csv.DictReader((RESULTS / "constant" / "table.csv").open())
+    reached = {row["setting"]: float(row["train pass@1"]) for row in table}
+    settings = sorted(reached.keys() & variance.keys(), key=variance.get)
+    assert len(settings) == 6
+    # 0 and 0.2 have the same variance and the same gain, to the digits of the tables.
+    assert [reached[name] for name in settings] == sorted(reached.values(), reverse=True)[1:]
+
+
+def adjusted(intervals: dict[str, tuple[str, str]], seeds: int) -> dict[str, float]:
+    """Holm's adjusted p-values, from the intervals as they are written."""
+    freedom = seeds - 1
+    p_values = [
+        t_p_value(float(value) / float(error) * t_quantile(freedom), freedom)
+        for value, error in intervals.values()
+    ]
+    return dict(zip(intervals, holm(p_values), strict=True))
+
+
+def test_what_survives_the_correction():
+    """The two sentences of results/README.md on Holm's correction."""
+    report = read(RESULTS / "teaching" / "report.md")
+    line = re.compile(r"^- (\S+ - \S+) on the test set: ([+-][\d.]+) ± ([\d.]+)", re.MULTILINE)
+    direct = {name: figures for name, *figures in line.findall(report)}
+    assert len(direct) == 5
+    survive = {name for name, p in adjusted(direct, seeds=5).items() if p < 0.05}
+    assert survive == {"256x1-mean - 256x1", "32x8-raw - 256x1", "32x8 - 32x8-raw"}
+
+    gains = {}
+    for row in csv.DictReader((RESULTS / "teaching" / "table.csv").open()):
+        found = WITH_ERROR.fullmatch(row["gain, test, equal rounds"].replace("−", "-"))
+        if found and row["setting"] != "one-query":  # 60 rollouts, no rival
+            gains[row["setting"]] = found.groups()
+    assert len(gains) == 9
+    fail = {name for name, p in adjusted(gains, seeds=5).items() if p >= 0.05}
+    assert fail == {"4x64"}
