@@ -417,9 +417,10 @@ def sample_token(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[T
     elif vocabulary <= 4096:
         token, _ = inverse_cdf(probs, uniform[:, None])
     else:
-        # First a block of 512 tokens, then a token of it: this reads and writes less memory.
+        # First a block of 512 tokens, then a token of it: few sums are in float64. What a block
+        # holds keeps its share of the block, so its own sum may be rounded like a probability.
         blocks = torch.nn.functional.pad(probs, (0, -vocabulary % 512)).view(rows, -1, 512)
-        block, rest = inverse_cdf(blocks.sum(dim=-1, dtype=torch.float64), uniform[:, None])
+        block, rest = inverse_cdf(blocks.sum(dim=-1), uniform[:, None])
         inside = blocks.gather(1, block[:, :, None].expand(-1, -1, 512)).squeeze(1)
         token = (512 * block + inverse_cdf(inside, rest)[0]).clamp(max=vocabulary - 1)
     return token.squeeze(1), probs.gather(1, token).log().squeeze(1)

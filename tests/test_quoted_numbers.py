@@ -104,7 +104,8 @@ def test_the_gains_of_the_constants_are_in_the_order_of_the_variance():
     reached = {row["setting"]: float(row["train pass@1"]) for row in table}
     settings = sorted(reached.keys() & variance.keys(), key=variance.get)
     assert len(settings) == 6
-    # 0 and 0.2 have the same variance and the same gain, to the digits of the tables.
+    # 0 and 0.2 have the same variance and the same gain, to the digits of the tables. The best of
+    # the table is 32x1-long, which has eight times the rounds and is no rival.
     assert [reached[name] for name in settings] == sorted(reached.values(), reverse=True)[1:]
 
 
