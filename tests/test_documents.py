@@ -107,7 +107,7 @@ def test_the_two_lines_that_ci_and_readers_copy_are_there():
     lines = README.read_text().splitlines()
     starts = [line for line in lines if line.startswith("python3 -m venv .venv")]
     assert [line.split("&& ")[-1] for line in starts] == [
-        ".venv/bin/python train.py", ".venv/bin/python -m pytest",
+        ".venv/bin/python train.py", ".venv/bin/python -m pytest -n auto",
     ]  # fmt: skip
     # .ci/run takes the first line that this pattern finds.
     ci = (ROOT / ".ci" / "run").read_text()

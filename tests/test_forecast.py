@@ -25,7 +25,7 @@ def numbers(text):
 
 
 @pytest.mark.parametrize("flags", [
-    [], ["--eval-samples", "1"], ["--advantage", "group", "--baseline-rollouts", "3"],
+    [], ["--eval-samples", "1", "--advantage", "group", "--baseline-rollouts", "3"],
 ])  # fmt: skip
 def test_it_counts_what_is_sampled(flags, tmp_path, monkeypatch, capsys):
     counts = {"evaluation": 0, "rollouts": 0}

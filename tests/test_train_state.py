@@ -49,6 +49,7 @@ def test_a_run_that_crashed_is_continued_bit_for_bit(
     assert_equal_runs(whole, small_run("part", *flags, "--resume"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued_bit_for_bit(small_run, checkpoint, problems, tmp_path):
     """First by SIGKILL, then by SIGTERM, then in the middle of a line of the log."""
     whole, part = small_run("whole", "--rounds", "30"), tmp_path / "part"
