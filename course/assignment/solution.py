@@ -79,7 +79,7 @@ def one_round(model, optimizer, prompts, sample, grade):
 
 
 def better_round(model, optimizer, prompts, sample, grade):
-    """Four steps on the same rollouts, which the clip keeps safe (exercise 12)."""
+    """Three steps on the same rollouts, which the clip keeps safe (exercise 12)."""
     completions = sample(prompts)
     rewards = torch.tensor(grade(prompts, completions))
     lengths = torch.tensor([len(completion) for completion in completions])
@@ -91,7 +91,7 @@ def better_round(model, optimizer, prompts, sample, grade):
     advantages = rewards[kept].repeat_interleave(lengths[kept])
     weights = torch.full_like(advantages, 1 / lengths.sum().item())
     old_logprobs = None
-    for _ in range(4):
+    for _ in range(3):
         optimizer.zero_grad()
         logprobs = completion_logprobs(model, *batch)
         old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
