@@ -84,6 +84,7 @@ def windowed_run(tmp_path_factory, checkpoint, problems):
     out = tmp_path_factory.mktemp("runs") / "windowed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "grade", grade_by_coin)
+        patch.setattr(curve, "draw_curve", lambda folder: None)
         train.main(small_run_flags(checkpoint("qwen2"), problems, out, *WINDOWED))
     return out
 
