@@ -38,12 +38,25 @@ def own_rate_differences() -> list[Interval]:
     ]
 
 
+def nsr_minus_raw() -> list[Interval]:
+    """In pass@k on each level, for every k of results/predictions/pass_at_k.csv."""
+    rows = list(csv.DictReader((RESULTS / "predictions" / "pass_at_k.csv").open()))
+    found = {(row["setting"], row["level"], int(row["seed"])): row for row in rows}
+    return [
+        t_interval([
+            float(found["nsr", level, seed][k]) - float(found["32x8-raw", level, seed][k])
+            for seed in range(3)
+        ])
+        for level, k in itertools.product("12345", [name for name in rows[0] if "pass@" in name])
+    ]
+
+
 def measured_intervals() -> list[Interval]:
     """All that stands in the reports and tables, as (value, error)."""
     pages = [page for page in RESULTS.rglob("*.md") if page != RESULTS / "README.md"]
     text = "\n".join(read(page) for page in [*pages, *RESULTS.rglob("table.csv")])
     written = [Interval(float(value), float(error)) for value, error in WITH_ERROR.findall(text)]
-    return written + own_rate_differences()
+    return written + own_rate_differences() + nsr_minus_raw()
 
 
 def is_rounded(quoted: str, value: float) -> bool:
