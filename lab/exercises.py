@@ -291,7 +291,8 @@ def seeds_for(spread: float, wanted: float = 0.02) -> int:
 
     spread: the standard deviation of the differences over seeds.
     """
-    for n in range(2, 10_000):
+    too_few = int((1.95 * spread / wanted) ** 2)  # because t is always above 1.95
+    for n in range(max(2, too_few), 10_000):
         values = np.resize([-1.0, 1.0], n)
         # Of values with standard deviation 1, half the interval is t / sqrt(n).
         _, half = intervals.t_interval(values / values.std(ddof=1))

@@ -39,6 +39,7 @@ def test_the_table_has_a_line_for_each_advantage(monkeypatch, capsys):
     """By default for all, else for those that are named."""
     monkeypatch.setattr(tabular, "SEEDS", range(2))
     monkeypatch.setattr(tabular, "ROUNDS", 2)
+    monkeypatch.setattr(tabular, "RATES", (0.25,))
     for words, names in (([], list(ADVANTAGES)), (["psr", "opo"], ["raft", "opo"])):
         tabular.main(words)
         lines = capsys.readouterr().out.splitlines()
