@@ -37,6 +37,7 @@ import argparse
 import copy
 import csv
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -475,12 +476,12 @@ def write_report(
             shown = " | ".join(f"{one.value:.3f} ± {one.error:.3f}" for one in measured)
             lines.append(f"| {policy} | {name} | {shown} |")
         lines.append(f"| {policy} | the cosine's ceiling | {findings.ceiling:.3f} |" + " |" * 7)
-    asked = [f"--{name.replace('_', '-')}" for name in ("levels", "settings") if vars(args)[name]]
-    rest = f", with {' and '.join(asked)} as in config.json" if asked else ""
+    asked = [name for name in ("levels", "settings") if vars(args)[name]]
+    lists = "".join(f" --{name} {shlex.join(map(str, vars(args)[name]))}" for name in asked)
     command = (
         f"`python -m lab.probe --model {args.model} --data {args.data} --temperature "
-        f"{args.temperature:g} --rounds {args.rounds} --reference-rounds {args.reference_rounds}`"
-        f"{rest}: {args.rounds} rounds of each setting, a reference of "
+        f"{args.temperature:g} --rounds {args.rounds} --reference-rounds {args.reference_rounds}"
+        f"{lists}`: {args.rounds} rounds of each setting, a reference of "
         f"{REFERENCE.queries * REFERENCE.rollouts * args.reference_rounds:,} rollouts; ± one "
         "standard error."
     )

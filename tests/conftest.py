@@ -101,12 +101,17 @@ def problems(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def small_run(tmp_path, checkpoint, problems, monkeypatch) -> Callable[..., Path]:
+def no_figure(monkeypatch) -> None:
+    """Runs draw no curve, which would take a third of the time of a short one."""
+    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
+
+
+@pytest.fixture
+def small_run(tmp_path, checkpoint, problems, no_figure) -> Callable[..., Path]:
     """A function: run train.py with a random model for six rounds; returns the run's folder.
 
-    Without the figure, which would take a third of the time. `finished_run` has one.
+    Without the figure. `finished_run` has one.
     """
-    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
 
     def run(out: str, *flags: str) -> Path:
         train.main(small_run_flags(checkpoint("qwen2"), problems, tmp_path / out, *flags))

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 import bandit
 import rollout
 import train
-from infra import curve, models
+from infra import models
 from infra.kv_cache import grouped_attention
 from infra.optimizer import MasterWeights, adamw
 
@@ -124,10 +124,9 @@ def test_load_sampler_loss_and_update(tmp_path, name, settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, settings", SERVED)
-def test_a_run(tmp_path, problems, monkeypatch, name, settings):
+def test_a_run(tmp_path, problems, no_figure, name, settings):
     """It is trained in bfloat16 and saved; the saved model is served again."""
     path = save_random_model(tmp_path / "model", name, settings)
-    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
     out = tmp_path / "run"
     train.main(small_run_flags(
         path, problems, out, "--rounds", "2", "--kl", "0.01", "--dtype", "bfloat16",

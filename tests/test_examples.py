@@ -9,7 +9,6 @@ from helpers import ROOT, read_log
 import data
 import train
 from examples import lines, shorter
-from infra import curve
 
 QUERY = data.Query("Write.", "12", "####", None, {"lines": 2})
 
@@ -42,9 +41,8 @@ def test_the_set_is_balanced_and_its_halves_differ(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["shorter", "lines"])
-def test_the_examples_train(name, tmp_path, problems, monkeypatch):
+def test_the_examples_train(name, tmp_path, problems, no_figure):
     """Two rounds each; what is logged as the reward is what the file pays."""
-    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
     folder = problems
     if name == "lines":
         folder = tmp_path / "set"

@@ -7,14 +7,10 @@ import pytest
 import evaluate
 import rollout
 import train
-from infra import curve, forecast
+from infra import forecast
 from infra.run_folder import read_lines
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """They take a third of the time of a short run."""
-    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_figure")
 
 
 def run(folder, *flags):

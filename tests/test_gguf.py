@@ -201,9 +201,9 @@ def test_a_real_model_trains_resumes_and_loads_again(smollm2, tmp_path):
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
 
-    def run(folder: str, model: str, *flags: str) -> list[torch.Tensor]:
+    def run(folder: str, start: str, *flags: str) -> list[torch.Tensor]:
         train.main([
-            "--model", model, "--data", "tiny-sums", "--out", str(tmp_path / folder),
+            "--model", start, "--data", "tiny-sums", "--out", str(tmp_path / folder),
             "--batch-size", "2", "--max-new-tokens", "4", "--eval-samples", "1",
             "--eval-every", "0", "--eval-limit", "1", "--wrong-reward", "-1", "--kl", "0",
             "--lr", "1e-5", "--threads", "1", *flags,

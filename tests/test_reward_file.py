@@ -13,7 +13,6 @@ import data
 import evaluate
 import rollout
 import train
-from infra import curve
 from infra.reward_file import RewardFile, RewardFileError
 from lab import explain
 
@@ -59,9 +58,8 @@ def test_the_built_in_verifier_has_the_same_interface(write):
         assert score(completion, QUERY)[:2] == (float(right), right)
 
 
-def test_a_file_with_the_built_in_score_changes_nothing(tmp_path, write, problems, monkeypatch):
+def test_a_file_with_the_built_in_score_changes_nothing(tmp_path, write, problems, no_figure):
     """Bit for bit: every line of metrics.jsonl and evals.jsonl, but for the times."""
-    monkeypatch.setattr(curve, "draw_curve", lambda folder: None)
     flags = "--rounds", "2", "--max-new-tokens", "32"
     runs = {}
     for name, more in (("plain", ()), ("file", ("--reward", write("from reward import score\n")))):

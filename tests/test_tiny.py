@@ -163,10 +163,10 @@ def test_base_models_are_right_sometimes(name, problem_set):
     model, tokenizer = models.load(f"tiny-{name}")
     queries = data.load(f"tiny-{problem_set}", "train")
     right, _, _ = evaluate.sample_and_grade(
-        model, tokenizer, queries, 8, max_new_tokens=64, seed=1
+        model, tokenizer, queries, 12, max_new_tokens=64, seed=1
     )
     assert 0.15 <= right.mean() <= 0.5
-    assert right.any(axis=1).mean() >= 0.6
+    assert right.any(axis=1).mean() >= 0.7
     # 0.2 is wanted; the standard error of this estimate is about 0.005.
     assert evaluate.between_query_std(right) >= 0.195
 
