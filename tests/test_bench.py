@@ -108,6 +108,7 @@ def test_the_gpu_section_on_a_small_shape(capsys):
     assert lines[-1].startswith("a round of 2 x 2: sampling")
 
 
+@pytest.mark.slow
 def test_both_formats_are_timed(capsys):
     bench_dtype.dtype(Namespace(model="tiny-qwen2", data="tiny-gsm", repeats=1, threads=1))
     head, *lines = capsys.readouterr().out.splitlines()

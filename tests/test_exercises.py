@@ -108,6 +108,7 @@ def test_a_change_that_fits_twice_is_refused(tmp_path):
     assert path.read_text() == "x = 3\ny = 2\nx = 2\n"
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_code_runs(tmp_path):
     exercises.copy_code(tmp_path)
     # One process for all three, because most of a start is importing torch.

@@ -202,6 +202,7 @@ def test_bad_flags_get_one_sentence(flags, words, capsys):
     assert not said.out
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_script():
     command = [sys.executable, "-m", "lab.explain"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
