@@ -384,17 +384,16 @@ def probe(policy: Policy, settings: dict[str, Setting], rounds: int, reference_r
     bar = tqdm(total=rounds * len(settings), desc="estimates", disable=None)
     for name, setting in settings.items():
         shape = setting.queries, setting.rollouts + setting.baseline_rollouts
-        gradients = []
+        estimates = reference.new_empty(rounds, len(reference))
         for seed in range(rounds):
             if (shape, seed) not in sampled:
                 sampled[shape, seed] = sample_round(policy, *shape, seed)
-            gradients.append(estimate(policy, setting, sampled[shape, seed]))
+            estimates[seed] = estimate(policy, setting, sampled[shape, seed])
             bar.update()
-        steps = [adam_step(gradient, policy.moments) for gradient in gradients]
-        found[name] = {
-            "gradient": describe(torch.stack(gradients), reference),
-            "adam": describe(torch.stack(steps), reference),
-        }
+        found[name] = {"gradient": describe(estimates, reference)}
+        for row in estimates:  # in place, for the sake of a model of many parameters
+            row.copy_(adam_step(row, policy.moments))
+        found[name]["adam"] = describe(estimates, reference)
     return Findings(found, ceiling)
 
 
