@@ -97,7 +97,7 @@ def test_the_papers_preset():
 
 
 def test_the_preset_of_a_real_model_on_a_laptop():
-    """Settings of 64 rollouts a round; the raw 32 x 1 has as many rollouts in all."""
+    """All settings have as many rollouts in all; 256 x 1 has a learning rate of its own."""
     runs = parsed(listed(PRESET="smollm2", SEEDS="0", FLAGS="--queries 300"))
     assert {(args.model, args.data, args.temperature, args.eval_temperature, args.queries)
             for args in runs} == {
@@ -107,9 +107,9 @@ def test_the_preset_of_a_real_model_on_a_laptop():
             args.rounds * args.batch_size * (args.rollouts + args.baseline_rollouts)
         for args in runs
     }  # fmt: skip
-    assert sizes.pop("256x1") == 4 * 768
     assert set(sizes.values()) == {768}
-    assert set(sizes) == {"32x1", "64x1", "64x1-mean", "8x8-raw", "8x8", "8x1+7"}
+    assert set(sizes) == {"32x1", "64x1", "64x1-mean", "8x8-raw", "8x8", "8x1+7", "256x1"}
+    assert {args.out.parts[-2]: args.lr for args in runs if args.lr != 2e-5} == {"256x1": 4e-5}
 
 
 # --- the queue ------------------------------------------------------------------------------------
