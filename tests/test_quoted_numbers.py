@@ -149,3 +149,29 @@ def test_what_survives_the_correction():
     assert len(gains) == 9
     fail = {name for name, p in adjusted(gains, seeds=5).items() if p >= 0.05}
     assert fail == {"4x64"}
+
+
+def test_the_real_models_differences():
+    """64 x 1 of results/smollm2: the batch's mean minus the raw reward, paired by seed."""
+    rows = list(csv.DictReader((RESULTS / "smollm2" / "h200-rounds.csv").open()))
+
+    def mean_minus_raw(first: int, last: int, numerator: str, denominator: str) -> Interval:
+        share = {}
+        for setting, seed in itertools.product(("64x1", "64x1-mean"), "012"):
+            kept = [
+                row for row in rows
+                if (row["setting"], row["lr"], row["seed"]) == (setting, "2e-05", seed)
+                and first <= int(row["round"]) <= last
+            ]  # fmt: skip
+            assert len(kept) == last - first + 1
+            total = sum(float(row[denominator]) if denominator else 1 for row in kept)
+            share[setting, seed] = sum(float(row[numerator]) for row in kept) / total
+        return t_interval([share["64x1-mean", seed] - share["64x1", seed] for seed in "012"])
+
+    text = read(RESULTS / "smollm2" / "README.md")
+    for expected in (
+        mean_minus_raw(1, 12, "right", ""),
+        mean_minus_raw(13, 23, "right", ""),
+        mean_minus_raw(13, 23, "right", "in format"),
+    ):
+        assert f"| {expected.mean:+.3f} ± {expected.half:.3f} |" in text
