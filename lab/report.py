@@ -44,6 +44,8 @@ DIRECT = [  # two settings that differ in one thing; neither is the baseline
     ("256x1-window", "256x1", "the window's advantage against the raw reward, both 256 x 1"),
     ("32x8-raw", "256x1", "8 rollouts of 32 queries against one of 256, both raw"),
     ("32x8", "256x1-mean", "the group's advantage on 32 x 8 against the batch's mean on 256 x 1"),
+    ("64x8", "32x16", "more queries against more rollouts of each, 512 rollouts in all"),
+    ("128x8", "32x32", "more queries against more rollouts of each, 1,024 rollouts in all"),
 ]
 
 
@@ -78,10 +80,16 @@ def differences(
 
     axis: what is equal for the two, "rounds", "rollouts" or "seconds". They are compared where the
         shorter of the two ends.
+
+    The train set of a run is the queries that it trains on. Where these are others (--queries,
+    --levels), the two are not compared on it.
     """
     found = []
     for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
         one, other = runs[setting][seed], runs[base][seed]
+        chosen = [[run.config.get(name) for name in ("queries", "levels")] for run in (one, other)]
+        if split == "train" and chosen[0] != chosen[1]:
+            continue
         place = min(one.axes[axis][-1], other.axes[axis][-1])
         # Before its first evaluation after round 0, a run has no curve to read.
         if place >= max(one.axes[axis][1], other.axes[axis][1]):
@@ -374,7 +382,7 @@ HOW_TO_READ = (
     "the baseline that went on for eight times the rounds, where the shorter of the two ends, if "
     "both had been evaluated by then; extra rollouts are counted. Best round: chosen on half of "
     "the test queries, pass@1 on the other half. train pass@1 is on the queries trained on, which "
-    "`--queries` and `--levels` choose. Entropy: nats a token, of the rollouts of the first and of "
+    "`--queries` and `--levels` choose: then there is no gain on the train set. Entropy: nats a token, of the rollouts of the first and of "
     "the last tenth of the rounds."
 )
 

@@ -80,6 +80,17 @@ def test_gains_are_paired_by_seed_and_taken_at_equal_cost():
     assert np.isnan(report.gain(runs, "short", "32x1", "test", "rollouts").mean)
 
 
+def test_there_is_no_gain_between_different_train_sets():
+    """A run that trains on easy queries only is right on more of its train set. It learnt less."""
+    run = make_run()
+    run.pass_at_1["train"] = np.array([0.2, 0.5])
+    easy = run._replace(config={"levels": [1, 2]}, pass_at_1={
+        "train": np.array([0.4, 0.9]), "test": np.array([0.2, 0.3])})  # fmt: skip
+    runs = {"32x1": {0: run, 1: run}, "easy": {0: easy, 1: easy}}
+    assert report.differences(runs, "easy", "32x1", "test") == pytest.approx([-0.2, -0.2])
+    assert report.differences(runs, "easy", "32x1", "train") == []
+
+
 def test_the_best_round_is_not_scored_on_the_queries_that_chose_it():
     right = np.zeros((3, 40), dtype=int)
     right[1, ::2] = 1  # a lucky evaluation of the half that chooses
