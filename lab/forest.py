@@ -24,30 +24,35 @@ PANELS = [
 INTERVAL = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
 MARKERS = "os^Dv<>p"
 
-Rows = dict[tuple[str, str], dict[str, str]]  # by setting and pair: the line of the table
+# By panel, setting and pair: seeds, mean gain, half of its interval.
+Gains = dict[tuple[str, str, str], tuple[int, float, float]]
 
 
-def read_tables(paths: Sequence[Path]) -> tuple[list[tuple[str, str]], Rows]:
-    """The settings of RUNGS as (rung, setting), each once, and their lines.
+def read_tables(paths: Sequence[Path]) -> tuple[list[tuple[str, str]], Gains]:
+    """The settings of RUNGS as (rung, setting), each once, and their gains.
 
-    Where two tables have the same setting of the same pair, that of more seeds counts.
+    Where two tables have the same gain of the same pair, that of more seeds counts.
     Raises ValueError for a file that is no such table.
     """
-    settings, rows = {}, {}
+    settings, gains = {}, {}
     for path in paths:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 if not {"pair", "rung", "setting", "seeds"} <= set(row):
                     raise ValueError(f"{path} is no table of lab.report")
-                has_gain = any(INTERVAL.match(row.get(panel) or "") for panel in PANELS)
-                if row["rung"] not in RUNGS or not has_gain:
+                if row["rung"] not in RUNGS:
                     continue
-                settings.setdefault(row["setting"], row["rung"])
-                key = row["setting"], row["pair"]
-                if key not in rows or int(row["seeds"]) > int(rows[key]["seeds"]):
-                    rows[key] = row
+                seeds = int(row["seeds"])
+                for panel in PANELS:
+                    found = INTERVAL.match(row.get(panel) or "")
+                    if not found:
+                        continue
+                    settings.setdefault(row["setting"], row["rung"])
+                    key = panel, row["setting"], row["pair"]
+                    if key not in gains or seeds > gains[key][0]:
+                        gains[key] = seeds, float(found[1]), float(found[2])
     order = sorted(settings, key=lambda name: (RUNGS.index(settings[name]), sizes(name)))
-    return [(settings[setting], setting) for setting in order], rows
+    return [(settings[setting], setting) for setting in order], gains
 
 
 def sizes(setting: str) -> list[int]:
@@ -57,11 +62,11 @@ def sizes(setting: str) -> list[int]:
 
 def draw_forest(paths: Sequence[Path], picture: Path) -> None:
     """Draw the tables' gains, if they have any."""
-    settings, rows = read_tables(paths)
+    settings, gains = read_tables(paths)
     if not settings:
         return
-    panels = [panel for panel in PANELS if any(row.get(panel) for row in rows.values())]
-    pairs = sorted({pair for _, pair in rows})
+    panels = [panel for panel in PANELS if any(key[0] == panel for key in gains)]
+    pairs = sorted({pair for _, _, pair in gains})
     height = 0.1 * len(pairs) + 0.12  # of a line, in inches
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2.2 + 3.2 * len(panels), 1.6 + height * len(settings)),
@@ -72,11 +77,11 @@ def draw_forest(paths: Sequence[Path], picture: Path) -> None:
             offset = (i - (len(pairs) - 1) / 2) * 0.8 / len(pairs)
             places, means, halves = [], [], []
             for place, (_, setting) in enumerate(settings):
-                found = INTERVAL.match(rows.get((setting, pair), {}).get(panel) or "")
-                if found:
+                if (panel, setting, pair) in gains:
+                    _, mean, half = gains[panel, setting, pair]
                     places.append(place + offset)
-                    means.append(float(found[1]))
-                    halves.append(float(found[2]))
+                    means.append(mean)
+                    halves.append(half)
             axis.errorbar(
                 means, places, xerr=halves, fmt=MARKERS[i % len(MARKERS)], markersize=4,
                 color=COLORS[i % len(COLORS)], elinewidth=1, label=pair,

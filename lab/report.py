@@ -370,9 +370,10 @@ def facts(runs: Runs) -> str:
     every = [run for seeds in runs.values() for run in seeds.values()]
     hours = sum(run.summary["seconds"] for run in every) / 3600
     commits = ", ".join(sorted({str(run.summary["commit"]) for run in every}))
+    versions = ", ".join(sorted({str(run.config["torch"]) for run in every}))
     return (
-        f"{len(every)} runs, {hours:.1f} core hours, commit {commits}, torch "
-        f"{every[0].config['torch']}, {os.cpu_count()} cores ({platform.machine()})."
+        f"{len(every)} runs, {hours:.1f} hours, commit {commits}, torch {versions}. This page was "
+        f"made on {os.cpu_count()} cores ({platform.machine()})."
     )
 
 
@@ -382,8 +383,8 @@ HOW_TO_READ = (
     "the baseline that went on for eight times the rounds, where the shorter of the two ends, if "
     "both had been evaluated by then; extra rollouts are counted. Best round: chosen on half of "
     "the test queries, pass@1 on the other half. train pass@1 is on the queries trained on, which "
-    "`--queries` and `--levels` choose: then there is no gain on the train set. Entropy: nats a token, of the rollouts of the first and of "
-    "the last tenth of the rounds."
+    "`--queries` and `--levels` choose: then there is no gain on the train set. Entropy: nats a "
+    "token, of the rollouts of the first and of the last tenth of the rounds."
 )
 
 

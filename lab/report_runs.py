@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image  # comes with matplotlib
 
 from infra.curve import COLORS, GREY  # this import also makes matplotlib draw into files only
@@ -134,6 +135,9 @@ def draw_settings(runs: Runs, settings: list[str], path: Path, title: str) -> No
             panel.set_xlabel(label)
             if is_cost:
                 panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                panel.xaxis.set_major_formatter("{x:,g}")
+                panel.xaxis.set_minor_formatter(NullFormatter())
             else:
                 panel.set_ylabel(f"pass@1, whole {split} set")
                 panel.set_xlim(-0.03 * last, 1.03 * last)

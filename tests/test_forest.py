@@ -14,7 +14,7 @@ def tables(tmp_path):
         "one": [
             "qwen,baseline,32x1,3,,",
             "qwen,split,16x16,3,+0.100 ± 0.020,-0.300 ± 0.010",
-            "qwen,split,4x64,3,-0.050 ± 0.040,",
+            "qwen,split,4x64,3,-0.050 ± 0.040,-0.200 ± 0.050",
             "llama,split,4x64,3,+0.010 (one seed),",
             "qwen,neighbours,raft,3,+0.500 ± 0.100,",
         ],
@@ -27,10 +27,12 @@ def tables(tmp_path):
     return paths
 
 
-def test_the_table_of_more_seeds_counts(tables):
-    settings, rows = forest.read_tables(tables)
+def test_of_each_gain_the_table_of_more_seeds_counts(tables):
+    settings, gains = forest.read_tables(tables)
     assert settings == [("advantage", "32x1+7"), ("split", "4x64"), ("split", "16x16")]
-    assert rows["4x64", "qwen"]["gain, test, equal rounds"] == "-0.060 ± 0.030"
+    assert gains["gain, test, equal rounds", "4x64", "qwen"] == (5, -0.06, 0.03)
+    # The table of five seeds leaves this gain out.
+    assert gains["gain, train, equal rollouts", "4x64", "qwen"] == (3, -0.2, 0.05)
 
 
 def test_each_point_is_drawn_where_the_table_says(tables, tmp_path, monkeypatch):
@@ -54,6 +56,7 @@ def test_each_point_is_drawn_where_the_table_says(tables, tmp_path, monkeypatch)
         ("test, equal rounds", "qwen", "advantage: 32x1+7"): (0.02, 0.01),
         ("test, equal rounds", "qwen", "split: 4x64"): (-0.06, 0.03),
         ("test, equal rounds", "qwen", "split: 16x16"): (0.1, 0.02),
+        ("train, equal rollouts", "qwen", "split: 4x64"): (-0.2, 0.05),
         ("train, equal rollouts", "qwen", "split: 16x16"): (-0.3, 0.01),
     }
     plt.close("all")
