@@ -152,12 +152,12 @@ def test_what_survives_the_correction():
 
 
 def test_the_real_models_differences():
-    """64 x 1 of results/smollm2: the batch's mean minus the raw reward, paired by seed."""
-    rows = list(csv.DictReader((RESULTS / "smollm2" / "h200-rounds.csv").open()))
+    """Of results/smollm2: the batch's mean minus the raw reward, paired by seed."""
 
-    def mean_minus_raw(first: int, last: int, numerator: str, denominator: str) -> Interval:
+    def mean_minus_raw(table, raw, first, last, numerator, denominator="") -> Interval:
         share = {}
-        for setting, seed in itertools.product(("64x1", "64x1-mean"), "012"):
+        rows = list(csv.DictReader((RESULTS / "smollm2" / table).open()))
+        for setting, seed in itertools.product((raw, f"{raw}-mean"), "012"):
             kept = [
                 row for row in rows
                 if (row["setting"], row["lr"], row["seed"]) == (setting, "2e-05", seed)
@@ -166,14 +166,17 @@ def test_the_real_models_differences():
             assert len(kept) == last - first + 1
             total = sum(float(row[denominator]) if denominator else 1 for row in kept)
             share[setting, seed] = sum(float(row[numerator]) for row in kept) / total
-        return t_interval([share["64x1-mean", seed] - share["64x1", seed] for seed in "012"])
+        return t_interval([share[f"{raw}-mean", seed] - share[raw, seed] for seed in "012"])
 
     page = read(RESULTS / "smollm2" / "README.md")
-    quoted = re.findall(r"^\| right.* \| ([+-][\d.]+) ± ([\d.]+) \|$", page, re.MULTILINE)
+    row = re.compile(r"^\| (?:right|in the format).* \| ([+-][\d.]+) ± ([\d.]+) \|$", re.MULTILINE)
     measured = [
-        mean_minus_raw(1, 12, "right", ""),
-        mean_minus_raw(13, 23, "right", ""),
-        mean_minus_raw(13, 23, "right", "in format"),
+        mean_minus_raw("h200-rounds.csv", "64x1", 1, 12, "right"),
+        mean_minus_raw("h200-rounds.csv", "64x1", 13, 23, "right"),
+        mean_minus_raw("h200-rounds.csv", "64x1", 13, 23, "right", "in format"),
+        mean_minus_raw("on-rounds.csv", "32x1", 1, 12, "right"),
+        mean_minus_raw("on-rounds.csv", "32x1", 7, 12, "right"),
+        mean_minus_raw("on-rounds.csv", "32x1", 1, 12, "in format"),
     ]
-    for (mean, half), expected in zip(quoted, measured, strict=True):
+    for (mean, half), expected in zip(row.findall(page), measured, strict=True):
         assert is_rounded(mean, expected.mean) and is_rounded(half, expected.half)
