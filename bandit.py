@@ -97,8 +97,10 @@ def maxrl(round_rewards: RoundRewards) -> torch.Tensor:
     """(R - mean_G) / mean_G, [B, n + m]; 0 for a group without a right answer.
 
     It is derived for rewards of 1 and 0 only. As the group grows, the expected update becomes
-    grad log p: that of maximum likelihood.
+    grad log p: that of maximum likelihood. Raises ValueError for a negative reward.
     """
+    if (lowest := round_rewards.rewards.min()) < 0:
+        raise ValueError(f"--advantage maxrl divides by the mean reward: none may be {lowest:g}")
     mean = round_rewards.rewards.mean(dim=1, keepdim=True)
     return torch.where(mean > 0, centered(round_rewards.rewards) / mean, 0.0)
 

@@ -12,6 +12,8 @@ user's turn as it stands. The column `level` is optional, and --reward sees all 
 Left out: few-shot and system prompts, because the paper uses none.
 """
 
+import hashlib
+import json
 import random
 import re
 import sys
@@ -114,7 +116,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, queries: list[Query]) -> list[lis
     alone and adds its own special tokens.
     """
     if not tokenizer.chat_template:
-        return [tokenizer(query.prompt)["input_ids"] for query in queries]
+        prompts = [tokenizer(query.prompt)["input_ids"] for query in queries]
+        # Some tokenizers end every text; a prompt goes on.
+        end = tokenizer.eos_token_id
+        return [ids[:-1] if ids[-1:] == [end] and len(ids) > 1 else ids for ids in prompts]
     template = FIXED_DATE + tokenizer.get_chat_template()
     prompts = []
     for query in queries:
@@ -188,6 +193,12 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
             file=sys.stderr,
         )
     return ProblemSets(train, test, encode(tokenizer, train))
+
+
+def fingerprint(sets: ProblemSets) -> str:
+    """A hash of all queries of a run, so that a resume notices other ones."""
+    text = json.dumps([sets.train, sets.test], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ import bandit
 import data
 import reward
 import rollout
-from infra import distributed, flags, models
+from infra import distributed, flags, memory, models
 from infra.curve import plus_minus
 from infra.reward_file import RewardFile
 from infra.seeding import Purpose, seed_for
@@ -77,7 +77,8 @@ def grade(
     """
     score = score or scorer()
     n = len(rollouts) // len(queries)
-    tokens = [one.tokens for one in rollouts]
+    # Without the end-of-sequence id: some tokenizers do not call it special, so it would be text.
+    tokens = [one.tokens if one.truncated else one.tokens[:-1] for one in rollouts]
     # Of an empty list batch_decode makes one empty text, so it is not called.
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
     right = np.zeros(len(rollouts), dtype=bool)
@@ -88,6 +89,16 @@ def grade(
             text = reward.without_open_answer(text)
         paid[i], right[i], in_format[i] = score(text, queries[i // n])
     return Grades(right, in_format, texts, paid)
+
+
+def grade_once(*args: Any) -> Grades:
+    """`grade`, by the main process for all of them. Every process must call it.
+
+    So a reward file is asked once a completion, and one that would answer differently the next time
+    cannot divide the processes.
+    """
+    grades = grade(*args) if distributed.is_main_process() else None
+    return distributed.all_gather(grades)[0]
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def sample_and_grade(
             model, data.encode(tokenizer, queries), samples, temperature=temperature, seed=seed,
             progress=bar.update, **{"end_ids": models.end_ids(model, tokenizer), **sampling},
         )  # fmt: skip
-    grades = grade(tokenizer, queries, rollouts, score)
+    grades = grade_once(tokenizer, queries, rollouts, score)
     shape = (len(queries), samples)
     return grades.right.reshape(shape), grades.in_format.reshape(shape), rollouts
 
@@ -333,8 +344,8 @@ def main() -> None:
     args = parser.parse_args()
     try:
         compare(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluate.py: {error}")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"evaluate.py: {memory.in_words(error)}")
 
 
 def compare(args: Namespace) -> None:
@@ -345,12 +356,12 @@ def compare(args: Namespace) -> None:
     loaded = {name: rollout.load(name, dtype=models.compute_dtype()) for name in names}
     models.set_threads(loaded[args.model][0])
     if args.out:
-        Path(args.out).write_text("")  # fail now, not after the sampling
+        open(args.out, "a").close()  # fail now, not after the sampling
 
     rates = {}
     sampling = {"max_new_tokens": args.max_new_tokens, "cache_tokens": args.cache_tokens}
     sampling["score"] = score
-    for name in names:
+    for number, name in enumerate(names):
         right, in_format, _ = sample_and_grade(
             *loaded[name], queries, args.samples, temperature=args.temperature, seed=args.seed,
             progress=f"{name}, sampled", **sampling,
@@ -365,7 +376,7 @@ def compare(args: Namespace) -> None:
         )
         print_figures(queries, right, greedy[:, 0], None if args.reward else in_format)
         if args.out:
-            with open(args.out, "a") as file:
+            with open(args.out, "a" if number else "w") as file:
                 for i, query in enumerate(queries):
                     line = {"model": name, "query": i, "level": query.level, "gold": query.gold}
                     line |= {"right": right[i].astype(int).tolist(), "greedy": int(greedy[i, 0])}

@@ -40,7 +40,7 @@ BOX = re.compile(
 MARK = re.compile(r"####\s*([^\n#]*)")
 # An answer that ends where the text does, after #### or in a box without braces.
 OPEN_ANSWER = re.compile(
-    r"####[^\n]*\Z|"
+    r"####\s*+[^\n]*\Z|"
     r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?=[-+.(\[0-9\\])(?:\{[^{}]*+\}?|[^\s${}])++\Z"
 )
 

@@ -72,7 +72,8 @@ def sample(
     prompts: token ids, of any lengths. end_ids: the ids that end a completion.
     temperature: 0 is greedy decoding, with the log-probabilities at temperature 1.
     cache_tokens: how many tokens have their keys and values cached at a time. It bounds the memory
-        and does not change the rollouts. Default: what fits in half of the free memory.
+        and does not change the rollouts, except for rounding. Default: what fits in half of the
+        free memory.
     compiled: run the step through torch.compile.
     progress: called with the number of rollouts that have just ended.
     prompt_indices: the prompts' indices in a larger call of which this call is a part, so that it
@@ -84,12 +85,10 @@ def sample(
         raise ValueError("a prompt has no tokens")
     if not prompts:
         return []
-    models.check_prompts(model, prompts, max_new_tokens)
-    config = DECODE_CONFIGS.get(model.device.type, DECODE_CONFIGS["cpu"])
-    # A row holds a prompt and its completion. The last block of steps may run past the end.
-    width = max(map(len, prompts)) + max_new_tokens + config.steps_per_block
+    check_prompts(model, prompts, max_new_tokens, cache_tokens)
+    width = row_width(model, prompts, max_new_tokens)
     rows = min(len(prompts) * n, MAX_ROWS)
-    decoder = decoder_for(model, config, rows, width, cache_tokens, compiled)
+    decoder = decoder_for(model, rows, width, cache_tokens, compiled)
     indices = prompt_indices or range(len(prompts))
     scheduler = Scheduler(decoder, prompts, n, indices, max_new_tokens, end_ids, seed)
     with decoder.sampling_from(model):
@@ -123,6 +122,29 @@ def sample_sharded(
         start = i // world_size * n  # in the part of its process
         rollouts += parts[i % world_size][start : start + n]
     return rollouts
+
+
+def decode_config(model: PreTrainedModel) -> DecodeConfig:
+    return DECODE_CONFIGS.get(model.device.type, DECODE_CONFIGS["cpu"])
+
+
+def row_width(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many tokens a row of the cache must hold: the longest prompt and its completion."""
+    config = decode_config(model)
+    # The last block of steps may run past the end.
+    longest = max(map(len, prompts)) + max_new_tokens + config.steps_per_block
+    return memory.round_up(longest, config.length_multiple)
+
+
+def check_prompts(
+    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, cache_tokens: int | None
+) -> None:
+    """Raise ValueError unless model and cache have room for each prompt and its completion."""
+    models.check_prompts(model, prompts, max_new_tokens)
+    width = row_width(model, prompts, max_new_tokens)
+    if cache_tokens is not None and cache_tokens < width:
+        raise ValueError(f"--cache-tokens {cache_tokens} cannot hold one rollout: the longest "
+                         f"prompt and --max-new-tokens need {width}")  # fmt: skip
 
 
 # --- whether a model is served --------------------------------------------------------------------
@@ -273,28 +295,29 @@ DECODERS = weakref.WeakKeyDictionary()  # model -> Decoder: its cache and graphs
 
 
 def decoder_for(
-    model: PreTrainedModel, config: DecodeConfig, rows: int, width: int, cache_tokens: int | None,
-    compiled: bool,
+    model: PreTrainedModel, rows: int, width: int, cache_tokens: int | None, compiled: bool
 ) -> "Decoder":
     """The model's Decoder if it suits a call of `rows` rows of `width`, else a new one."""
     kind = model.device, model.dtype, compiled
-    width = memory.round_up(width, config.length_multiple)
     decoder, bound = DECODERS.get(model), cache_tokens
     if bound is None:  # half of the free memory; what the old cache holds counts as free
         held = decoder.rows * decoder.width if decoder else 0
         bound = max(width, (held + memory.free_cache_tokens(model)) // 2)
-    if bound < width:
-        raise ValueError(f"--cache-tokens {bound} cannot hold one rollout: the longest prompt and "
-                         f"--max-new-tokens need {width}")
+    new_rows = min(rows, bound // width)
     if decoder and decoder.kind == kind and decoder.width >= width:
         most_rows = bound // decoder.width
-        # Free memory varies, and a few rows do not justify a new cache.
-        enough_rows = (0.8 if cache_tokens is None else 1) * min(rows, most_rows)
+        enough_rows = min(rows, most_rows)
+        if new_rows == rows:
+            # Memory is no limit, so all rows it is: a resumed run, whose decoder is a new one,
+            # must decode in the same order, because in another one sums are rounded differently.
+            enough_rows = rows
+        elif cache_tokens is None:
+            enough_rows *= 0.8  # free memory varies, and a few rows do not justify a new cache
         if decoder.rows >= enough_rows and (cache_tokens is None or decoder.rows <= most_rows):
             return decoder
     DECODERS.pop(model, None)
     del decoder  # frees the old cache before the new one is allocated
-    DECODERS[model] = Decoder(model, config, max(1, min(rows, bound // width)), width, kind)
+    DECODERS[model] = Decoder(model, decode_config(model), new_rows, width, kind)
     return DECODERS[model]
 
 
@@ -462,8 +485,8 @@ if __name__ == "__main__":
             max_new_tokens=args.max_new_tokens, temperature=args.temperature,
             end_ids=models.end_ids(model, tokenizer), cache_tokens=args.cache_tokens,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
-        sys.exit(f"rollout.py: {error}")
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        sys.exit(f"rollout.py: {memory.in_words(error)}")
     for i, query in enumerate(queries):
         print(f"\n=== {query.prompt}\n    (reference answer: {query.gold})")
         for one in rollouts[i * args.rollouts : (i + 1) * args.rollouts]:

@@ -198,8 +198,8 @@ def train(args: Namespace, state: TrainState, sets: data.ProblemSets) -> None:
 
         # 3. Rewards: what each verdict pays, [B, n].
         with state.timer("reward"):
-            grades = evaluate.grade(state.tokenizer, queries, rollouts, state.score)
-            greedy_grades = evaluate.grade(state.tokenizer, queries, greedy, state.score)
+            grades = evaluate.grade_once(state.tokenizer, queries, rollouts, state.score)
+            greedy_grades = evaluate.grade_once(state.tokenizer, queries, greedy, state.score)
             rewards = torch.tensor(grades.paid).float().view(len(queries), n)
 
         # 4. Advantages of the rollouts to train on, [B, args.rollouts].
@@ -342,9 +342,9 @@ def main(argv: list[str] | None = None) -> None:
         distributed.raise_on_all_ranks(rollout.check, *checked)
         sets = distributed.raise_on_all_ranks(data.load_sets, args, state.tokenizer)
         prompts = sets.train_prompts + data.encode(state.tokenizer, sets.test)
-        distributed.raise_on_all_ranks(
-            models.check_prompts, state.model, prompts, args.max_new_tokens
-        )
+        room = args.max_new_tokens, state.sampling["cache_tokens"]
+        distributed.raise_on_all_ranks(rollout.check_prompts, state.model, prompts, *room)
+        state.folder.flags["data_hash"] = data.fingerprint(sets)  # a resume needs the same problems
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
         print(
@@ -379,6 +379,8 @@ def to_sentence(error: Exception, state: TrainState | None) -> object:
         return state.out_of_memory(decoder.rows * decoder.width if decoder else None)
     if distributed.is_peer_failure(error):
         return "another process has ended, so this one cannot go on"
+    if type(error).__module__.startswith("torch._inductor"):
+        return f"--compile: {str(error).strip().splitlines()[0]}"
     raise error
 
 

@@ -5,8 +5,11 @@ run_folder.py          a run's folder: its flags, its logs, its clock, the reque
 queue.py               the queue of ablate.sh: runs, skips, resumes and reports
 checkpoint.py          checkpoints that survive a kill at any moment
 curve.py               the figure of one run and its account in words
+intervals.py           95 % intervals, and the correction for several comparisons
+forecast.py            what is ahead of a run: completions, then hours
 seeding.py             one seed for each purpose and round
 flags.py               types of flags, and combinations of flags that are refused
+reward_file.py         a reward of one's own: --reward FILE.py
 rows.py                rows of a problem set: tiny/, the hub, or files
 math_equality.py       when two mathematical answers are the same
 models.py              loading a model, its number format, its threads, its end-of-sequence ids

@@ -17,7 +17,9 @@ KEPT = 2
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
     """The checkpoints of a run's folder, the newest first."""
-    return sorted(Path(folder).glob("checkpoints/round-*.pt"), reverse=True)
+    found = Path(folder).glob("checkpoints/round-*.pt")
+    # As numbers: as text, round-1000000 would come before round-999999.
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("round-")), reverse=True)
 
 
 def path_of(folder: Path | str, round_number: int) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # draw into files only, so no screen is needed
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file is no formula
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 

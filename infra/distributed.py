@@ -1,9 +1,10 @@
 """Many processes that behave like one: `torchrun --nproc_per_node=8 train.py ...`.
 
-Sampling is split by queries and the rollouts are gathered, so every process holds the whole round
-and computes the same rewards and advantages. The update is split by completions, each weighted by
-its place in the whole round, and the gradients are summed in float32. So an update does not depend
-on the number of processes, except for rounding. With one process every function here does nothing.
+Sampling is split by queries and the rollouts are gathered, so every process holds the whole round.
+The main process grades it, and all compute the same advantages. The update is split by completions,
+each weighted by its place in the whole round, and the gradients are summed in float32. So an update
+does not depend on the number of processes, except for rounding. With one process every function
+here does nothing.
 
 Left out: DistributedDataParallel, because it averages over processes and we need one sum a round;
 asynchronous sampling, because its rollouts come from an older policy, which is another algorithm.

@@ -68,6 +68,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_memory_error or any(phrase in str(error) for phrase in phrases)
 
 
+def in_words(error: Exception) -> object:
+    """What a script that only samples says of an error; raised again if it is a bug."""
+    if is_out_of_memory(error):
+        return "out of memory: lower --cache-tokens or --max-new-tokens"
+    if isinstance(error, (ValueError, OSError)):
+        return error
+    raise error
+
+
 def what_to_lower(
     part: str,
     max_prompt_tokens: int,

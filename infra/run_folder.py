@@ -212,6 +212,13 @@ class RunFolder:
                 continue
             if name == "reward" and value and before.get(name):  # the hash decides, not the path
                 continue
+            if name == "data_hash" and name not in before:  # a run of before there was one
+                continue
+            if name == "data_hash":
+                raise ValueError(
+                    f"--resume: the problems of --data {self.flags['data']} are not those that "
+                    f"the run in {self.path} began with"
+                )
             if name == "reward_hash" and before.get(name) in has_raised:  # it may have been mended
                 continue
             if name == "reward_hash" and value and before.get(name):

@@ -74,6 +74,8 @@ def test_advantages_by_hand():
     # Three right of four: mean 3/4. None: 0, and not 0/0.
     shares = ADVANTAGES["maxrl"].compute(RoundRewards(torch.tensor([[1.0, 1, 1, 0], [0] * 4])))
     assert torch.allclose(shares, torch.tensor([[1 / 3, 1 / 3, 1 / 3, -1], [0] * 4]))
+    with pytest.raises(ValueError, match="--advantage maxrl divides .* none may be -1"):
+        ADVANTAGES["maxrl"].compute(RoundRewards(torch.tensor([[1.0, -1, -1, -1]])))
 
     groups = torch.tensor([[1.0, 1], [0, 0], [1, 0]])
     round_rewards = RoundRewards(groups, greedy=torch.tensor([1.0, 0, 1]))

@@ -24,6 +24,15 @@ def test_the_last_two_are_kept(folder):
     assert names == ["round-000010.pt", "round-000004.pt"]
 
 
+def test_rounds_are_compared_as_numbers(folder):
+    """Previously the millionth round was older than the one before it, and deleted at once."""
+    for number in (999_999, 1_000_000):
+        save(folder, number, {"round": number})
+    names = [path.name for path in list_checkpoints(folder)]
+    assert names == ["round-1000000.pt", "round-999999.pt"]
+    assert load_newest(folder)["round"] == 1_000_000
+
+
 def test_a_half_written_one_is_not_found(folder):
     (folder / "checkpoints" / "round-000012.tmp").write_bytes(b"half")
     state = load_newest(folder)

@@ -135,3 +135,8 @@ def test_the_account_and_the_figure_of_a_run(finished_run, tmp_path):
     curve.draw_curve(old)
     assert (old / "curve.png").read_bytes() == (finished_run / "curve.png").read_bytes()
     assert curve.account(old).splitlines()[:-1] == account.splitlines()[:-1]
+
+    # Previously two dollar signs in the name of a file were read as a formula, and ended the run.
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {"data": "cost_$5_to_$10.jsonl"}))
+    curve.draw_curve(old)

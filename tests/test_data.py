@@ -109,6 +109,19 @@ def test_prompts_go_through_the_chat_template(tokenizer):
     assert tokenizer.decode(ids) == turns
 
 
+def test_a_prompt_without_a_template_goes_on():
+    """Some tokenizers end every text with the end-of-sequence id. The last token is left whole."""
+
+    class AddsEnd:
+        chat_template, eos_token_id = None, 9
+
+        def __call__(self, text):
+            return {"input_ids": [int(digit) for digit in text] + [9]}
+
+    prompts = data.encode(AddsEnd(), [data.Query(text, "1", None, None) for text in ("12", "19")])
+    assert prompts == [[1, 2], [1, 9]]
+
+
 @pytest.mark.parametrize("template", ["yes", None])
 def test_no_second_beginning_of_sequence(tokenizer, template):
     """With a template that writes the beginning-of-sequence token, the tokenizer must not add
@@ -119,6 +132,7 @@ def test_no_second_beginning_of_sequence(tokenizer, template):
         """Like Llama's: the template writes the token, and the tokenizer adds it too."""
 
         chat_template = template
+        eos_token_id = tokenizer.eos_token_id
 
         def get_chat_template(self):
             return self.chat_template

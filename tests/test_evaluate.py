@@ -69,6 +69,9 @@ def test_the_spread_between_queries_has_no_noise_of_sampling():
 # --- grading --------------------------------------------------------------------------------------
 
 
+END = 0  # the id that ends a completion
+
+
 class Letters:
     """A tokenizer whose ids are code points."""
 
@@ -83,17 +86,28 @@ def test_grades_read_the_asked_format_only_and_no_half_numbers():
         ("\\boxed{42}", False, False, False),
         ("The answer is 42.", False, False, False),
         ("#### 42", True, False, False),
+        ("####\n42", True, False, False),
+        ("####\n\n 42", True, False, False),
+        ("####\n42\n", True, True, True),
         ("#### 42\n#", True, True, True),
     ]
-    rollouts = [
-        Rollout(list(map(ord, text)), [0.0] * len(text), truncated)
-        for text, truncated, _, _ in cases
-    ]
-    queries = [data.Query("?", "42", "####", 1)] * 3  # two rollouts each
+    rollouts = []
+    for text, truncated, _, _ in cases:
+        tokens = list(map(ord, text)) + [END] * (not truncated)
+        rollouts.append(Rollout(tokens, [0.0] * len(tokens), truncated))
+    queries = [data.Query("?", "42", "####", 1)] * 3  # three rollouts each
     grades = evaluate.grade(Letters(), queries, rollouts)
     assert grades.right.tolist() == [case[2] for case in cases]
     assert grades.in_format.tolist() == [case[3] for case in cases]
     assert grades.texts == [case[0] for case in cases]
+
+
+def test_the_main_process_grades_for_all(monkeypatch):
+    """Previously each graded by itself, so a reward that answers by chance gave them different
+    advantages."""
+    monkeypatch.setattr(evaluate.distributed, "is_main_process", lambda: False)
+    monkeypatch.setattr(evaluate.distributed, "all_gather", lambda value: ["its grades", value])
+    assert evaluate.grade_once(None, [], [], None) == "its grades"  # with nothing to grade by
 
 
 def test_no_rollouts_have_no_grades():
@@ -209,6 +223,7 @@ def test_the_samples_have_logprobs_under_both_policies(finished_run):
 
 def test_the_script(checkpoint, tmp_path):
     out, model = tmp_path / "lines.jsonl", checkpoint("qwen2")
+    out.write_text("of an earlier call\n")
     command = [sys.executable, ROOT / "evaluate.py", "--model", model, "--against", model]
     command += ["--queries", "6", "--samples", "4", "--max-new-tokens", "8", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True)

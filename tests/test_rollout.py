@@ -235,6 +235,18 @@ def test_sampling_in_bfloat16(name, checkpoint):
         assert torch.allclose(torch.tensor(one.logprobs), expected, atol=0.1)
 
 
+def test_a_call_has_the_rows_of_a_new_decoder(model):
+    """Previously 32 rollouts after 28 shared the 28 rows, and a resumed run, which has no earlier
+    call, decoded in another order: its sums were rounded differently."""
+    kwargs = {"max_new_tokens": 4, "end_ids": MANY_ENDS}
+    for count in (28, 32):
+        rollout.sample(model, [[5, 6]] * count, **kwargs)
+        assert rollout.DECODERS[model].rows == count
+    kept = rollout.DECODERS[model]
+    rollout.sample(model, [[5, 6]] * 8, **kwargs)
+    assert rollout.DECODERS[model] is kept
+
+
 def test_parts_of_a_call_give_the_rollouts_of_the_whole(model):
     model = model.double()
     kwargs = {"max_new_tokens": 12, "end_ids": MANY_ENDS, "seed": 2}

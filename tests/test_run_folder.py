@@ -3,6 +3,7 @@ mixed up."""
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -176,6 +177,23 @@ def test_a_run_is_not_written_over(small_run, coin_verifier):
         small_run("a", "--rounds", "1", "--lr", "0.002", "--resume")
     out = small_run("a", "--rounds", "3", "--resume")  # more rounds for a run that had finished
     assert [line["round"] for line in read_log(out)] == [1, 2, 3]
+
+
+def test_a_resume_with_other_problems_is_refused(small_run, problems, tmp_path, coin_verifier):
+    """As after a file of problems was replaced. Previously the run compared two sets with each
+    other."""
+    data = tmp_path / "problems"
+    shutil.copytree(problems, data)
+    small_run("a", "--data", str(data), "--rounds", "1")
+    shutil.copy(data / "test.jsonl", data / "train.jsonl")
+    with pytest.raises(SystemExit, match="the problems of --data .*problems are not those"):
+        small_run("a", "--data", str(data), "--rounds", "2", "--resume")
+    shutil.copy(problems / "train.jsonl", data)
+    config = tmp_path / "a" / "config.json"
+    without = {key: value for key, value in json.loads(config.read_text()).items()
+               if key != "data_hash"}  # as before there was a hash
+    config.write_text(json.dumps(without))
+    assert len(read_log(small_run("a", "--data", str(data), "--rounds", "2", "--resume"))) == 2
 
 
 # --- clock and signals ----------------------------------------------------------------------------
