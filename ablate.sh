@@ -13,9 +13,7 @@
 # command again goes on: finished runs are skipped, stopped ones (Ctrl-C) are resumed
 # (infra/queue.py). Then `python -m lab.report $OUT` writes the report.
 set -aeuo pipefail  # -a, because infra/queue.py reads the variables
-HERE=$PWD
-cd "$(dirname "$0")"
-
+HERE=$PWD && cd "$(dirname "$0")"
 ALWAYS=baseline  # the rung that comes with any other
 if [ "${PRESET:-}" = paper ]; then
   : "${MODEL:=Qwen/Qwen2.5-0.5B-Instruct meta-llama/Llama-3.2-1B-Instruct \
@@ -32,15 +30,14 @@ fi
 # LR was tuned for 32x1, the rungs "rate" and "laptop" for each setting, on seeds never reported.
 : "${MODEL:=tiny-qwen2}" "${DATA:=tiny-gsm}" "${LR:=1e-4}" "${ROUNDS:=60}"
 [[ $ROUNDS =~ ^[1-9][0-9]{0,8}$ ]] || { echo "ablate.sh: ROUNDS=$ROUNDS: no number" >&2; exit 2; }
-signs="--right-reward 1 --wrong-reward -1"
-
+signs="--right-reward 1 --wrong-reward -1" one="--queries 1 --batch-size 1"
 # A word in the first column begins a rung. Other lines: a mark, a name, the flags it changes.
 #   *  part of the teaching selection
 #   r  on real sets only: the tiny ones have too few queries for its batch
 #   s  only if its rung is named, as PRESET=smollm2 does
 #   =  not run, because by algebra it is the same as another setting
-# The rung "constant" subtracts a constant b from the reward. flash is FlashREINFORCE
-# (yifanzhang-pro). A new advantage needs no line here.
+# "constant" subtracts a constant b from the reward; "sister" is arXiv:2601.14599, on one query.
+# flash is FlashREINFORCE (yifanzhang-pro). A new advantage needs no line here.
 exec python3 -m infra.queue "$@" <<END
 baseline
 * 32x1
@@ -90,10 +87,13 @@ constant
   32x1-b0.3     --right-reward 0.7 --wrong-reward -0.3
   32x1-b0.5     --right-reward 0.5 --wrong-reward -0.5
 sister
-* one-query     --queries 1 --batch-size 1
-* punish        --wrong-reward -1
-  easy          --levels 1 2
-  hard          --levels 4 5
+* one-query         $one
+  one-query+7       $one --advantage group --baseline-rollouts 7
+  one-query-x8      $one --advantage group --rollouts 8
+  one-query-punish  $one --wrong-reward -1
+  one-query-easy    $one --levels 1
+  one-query-hard    $one --levels 5
+* punish            --wrong-reward -1
 neighbours
   dr-grpo       --rollouts 8 --advantage group-centered --loss-mean constant
   rloo          --rollouts 8 --advantage rloo

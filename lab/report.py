@@ -46,6 +46,10 @@ DIRECT = [  # two settings that differ in one thing; neither is the baseline
     ("32x8", "256x1-mean", "the group's advantage on 32 x 8 against the batch's mean on 256 x 1"),
     ("64x8", "32x16", "more queries against more rollouts of each, 512 rollouts in all"),
     ("128x8", "32x32", "more queries against more rollouts of each, 1,024 rollouts in all"),
+    ("one-query+7", "one-query", "the group's advantage against the raw reward, on one query"),
+    ("one-query-x8", "one-query", "eight rollouts and their advantage against one, on one query"),
+    ("one-query-punish", "one-query", "-1 against 0 for wrong answers, on one query"),
+    ("one-query-hard", "one-query-easy", "a query of level 5 against one of level 1"),
 ]
 
 
