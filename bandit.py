@@ -260,7 +260,7 @@ ADVANTAGES = {
                              "the paper's code, in no experiment",
                              gradient_times(lambda G, B: 1 / G)),
 }
-OTHER_NAMES = {"psr": "raft"}  # the same row under the name of another paper
+OTHER_NAMES = {"psr": "raft", "grpo": "group"}  # the same row under another name
 
 
 def row_name(name: str) -> str:

@@ -12,6 +12,9 @@ user's turn as it stands. The column `level` is optional, and --reward sees all 
 Left out: few-shot and system prompts, because the paper uses none.
 """
 
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
+
+# isort: split
 import hashlib
 import json
 import random
@@ -69,7 +72,10 @@ def load(name: str, split: str, needs_gold: bool = True) -> list[Query]:
         dropped = f"dropped {len(lines_without_answer)} rows that have no answer"
         print(f"{where}: {dropped} (line {shown}{more})", file=sys.stderr)
     if not queries:
-        raise ValueError(f"{where} holds no usable row")
+        raise ValueError(
+            f"{where} holds no usable row: `answer` ends in #### and the answer, `solution` has it "
+            "in \\boxed{}, and `gold` may be empty with --reward only"
+        )
     if too_long := sum(len(query.gold) > LONGEST_BOX for query in queries):
         print(f"{where}: {too_long} answers have more than the {LONGEST_BOX:,} characters that the "
               "verifier reads", file=sys.stderr)  # fmt: skip
@@ -94,7 +100,7 @@ def to_query(row: dict, where: str) -> Query:
         )
     solution = "" if solution is None else solution
     if not isinstance(text, str) or not isinstance(solution, str):
-        raise ValueError(f"{where}: the question and its answer must be text")
+        raise ValueError(f"{where}: the question and its answer must be text, in quotes")
     if not text.strip():
         raise ValueError(f"{where}: the question is empty")
     if form is None:
@@ -173,7 +179,8 @@ def load_sets(args: Namespace, tokenizer: PreTrainedTokenizerBase) -> ProblemSet
         train = [query for query in train if query.level in args.levels]
         if missing := set(args.levels) - {query.level for query in train}:
             levels = " ".join(map(str, args.levels))
-            raise ValueError(f"--levels {levels}: no query of {args.data} is of {min(missing)}")
+            which = f"no query of {args.data} is of level {min(missing)}"
+            raise ValueError(f"--levels {levels}: {which}")
     if args.queries:
         if args.queries > len(train):
             raise ValueError(f"--queries {args.queries} is more than the {len(train)} there are")

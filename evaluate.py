@@ -127,6 +127,11 @@ def mean_pass_at_k(right: np.ndarray, k: int) -> tuple[float, float]:
     return mean_and_se([pass_at_k(samples, int(count), k) for count in right.sum(axis=1)])
 
 
+def with_error(value: float, se: float) -> str:
+    """ "0.312 ± 0.021"; the standard error of a single query is unknown."""
+    return f"{value:.3f}{plus_minus(None if math.isnan(se) else se)}"
+
+
 def between_query_std(right: np.ndarray) -> float:
     """The std of the success rate between queries, from right [queries, samples], without the
     noise of sampling."""
@@ -401,9 +406,9 @@ def print_figures(
     """
     for k in (2**i for i in range(right.shape[1].bit_length())):
         value, se = mean_pass_at_k(right, k)
-        print(f"  pass@{k:<3} {value:.3f} ± {se:.3f}")
+        print(f"  pass@{k:<3} {with_error(value, se)}")
     value, se = mean_and_se(greedy)
-    print(f"  greedy   {value:.3f} ± {se:.3f}")
+    print(f"  greedy   {with_error(value, se)}")
     if in_format is not None:
         print(f"  answers in the asked format: {in_format.mean():.3f}")
     levels = np.array([query.level or 0 for query in queries])
@@ -411,7 +416,7 @@ def print_figures(
         here = levels == level
         value, se = mean_and_se(right[here].mean(axis=1))
         rest = f"greedy {greedy[here].mean():.3f} ({here.sum()} queries)"
-        print(f"  level {level}: pass@1 {value:.3f} ± {se:.3f}, {rest}")
+        print(f"  level {level}: pass@1 {with_error(value, se)}, {rest}")
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def rounds(args: Namespace, state: TrainState, sets: data.ProblemSets) -> Iterat
             if is_last:
                 return
             if stop:
-                hint = f"--resume --out {args.out} goes on"
+                hint = run_folder.how_to_resume(args.out)
                 raise distributed.AllRanksError(f"stopped after round {state.round}; {hint}")
             with ahead.round():
                 yield state.round
@@ -347,9 +347,10 @@ def main(argv: list[str] | None = None) -> None:
         state.folder.flags["data_hash"] = data.fingerprint(sets)  # a resume needs the same problems
         distributed.raise_on_all_ranks(state.start)
         distributed.raise_on_all_ranks(state.check_resumed)
+        more = f" + {args.baseline_rollouts}" if args.baseline_rollouts else ""
         print(
             f"{args.model} on {args.data}: {len(sets.train)} train and {len(sets.test)} test "
-            f"queries, {args.rounds} rounds of {args.batch_size} x {args.rollouts} rollouts; "
+            f"queries, {args.rounds} rounds of {args.batch_size} x {args.rollouts}{more} rollouts; "
             f"the run is in {args.out}"
         )
         with state.stop:
@@ -369,7 +370,7 @@ def to_sentence(error: Exception, state: TrainState | None) -> object:
     if isinstance(error, RewardFileError) and state is not None:
         return state.reward_failed(error)
     if isinstance(error, OSError) and state and state.saved >= 0:
-        return f"{error}; --resume --out {state.args.out} goes on from round {state.saved}"
+        return f"{error}; {run_folder.how_to_resume(state.args.out)} from round {state.saved}"
     if isinstance(error, (ValueError, OSError)):
         return error
     if memory.is_out_of_memory(error) and state is None:

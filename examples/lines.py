@@ -38,4 +38,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/lines.py FOLDER")
     main(sys.argv[1])

@@ -221,6 +221,8 @@ def sharpening_in_words(summary: dict, metrics: list[dict]) -> list[str]:
     entropy_before, entropy_after = first_and_last([line["entropy"] for line in metrics])
     if after - before > 2 * error:
         verdict = "The likeliest completions became right, so this is more than sharpening"
+    elif before - after > 2 * error:
+        verdict = "The likeliest completions became wrong"
     elif summary["test_pass@1_after"] - summary["test_pass@1_before"] > 2 * error:
         verdict = "The likeliest completions are as good as before, so this is sharpening"
     else:

@@ -43,11 +43,14 @@ class Forecast:
 
     def in_words(self) -> str:
         sizes = self.sizes_ahead()
-        rollouts = self.round_size() * (self.args.rounds - self.done)
-        return (
-            f"ahead: {rollouts:,} rollouts to learn from, and {sum(sizes):,} completions in "
-            f"{len(sizes)} evaluations (fewer: --eval-every, --eval-limit, --eval-samples 1)"
+        left = self.args.rounds - self.done
+        trained = self.args.batch_size * self.args.rollouts * left
+        words = (
+            f"ahead: {self.round_size() * left:,} rollouts to learn from, and {sum(sizes):,} "
+            f"completions in {len(sizes)} evaluations (fewer: --eval-every, --eval-limit, "
+            "--eval-samples 1)"
         )
+        return words + f"; {trained:,} rollouts are trained on" * bool(self.args.baseline_rollouts)
 
     @contextlib.contextmanager
     def evaluation(self, number: int) -> Iterator[None]:

@@ -136,6 +136,8 @@ def loading_problem(name: str, path: str, error: Exception) -> str:
             f"--model {name}: transformers has no scaled-dot-product attention for its "
             "architecture, and the sampler needs it"
         )
+    if (Path(path) / "evals.jsonl").exists():
+        return f"--model {name} is the folder of a run: name {Path(name) / 'model'}"
     if Path(path).exists():
         return f"--model {name} is there and cannot be loaded ({reason})"
     return (

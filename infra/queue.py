@@ -7,6 +7,7 @@ run, with its command and its log.txt. Only Python's own library is needed.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shlex
 import shutil
@@ -217,10 +218,19 @@ class Queue:
         (self.out / "failed.txt").write_text("\n".join(self.failed) + "\n")
 
 
+def header(script: str) -> str:
+    """The comment at the top of a shell script, below its first line."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), script.splitlines()[1:])
+    return "\n".join(line[2:] for line in lines)
+
+
 def main(words: list[str]) -> int:
     preset = variable("PRESET")
     if preset not in ("", "paper", "smollm2"):
         raise ValueError(f"PRESET={preset} is neither paper nor smollm2")
+    if {"-h", "--help"} & set(words):
+        print(header(Path("ablate.sh").read_text()))
+        return 0
     is_list = words[:1] == ["--list"]
     words = words[is_list:] or variable("RUNGS").split()
     is_tiny = "tiny-" in variable("DATA")

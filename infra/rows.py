@@ -57,7 +57,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield (line number from 1, row) of a .jsonl or .jsonl.gz file."""
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:  # Windows editors write a mark first
         try:
             for number, line in enumerate(file, 1):
                 if line.strip():

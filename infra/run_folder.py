@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -115,6 +116,10 @@ def unused_folder(path: Path, resume: bool) -> Path:
     if resume and len(candidates) > 1:
         return candidates[-2]
     return candidates[-1]
+
+
+def how_to_resume(folder: Path) -> str:
+    return f"the same command with --resume --out {shlex.quote(str(folder))} goes on"
 
 
 def commit() -> str | None:
@@ -338,7 +343,7 @@ class StopRequest:
         if self.received and distributed.world_size() == 1:
             os._exit(1)
         self.received = True
-        print("\nstopping after this round ...", file=sys.stderr)
+        print("\nstopping after this round or evaluation (again: at once) ...", file=sys.stderr)
 
     def is_set(self) -> bool:
         """Whether any process was asked to stop: they receive signals in different rounds."""

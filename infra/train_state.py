@@ -16,6 +16,7 @@ from infra.run_folder import (
     StopRequest,
     Timer,
     commit,
+    how_to_resume,
     read_lines,
     write_json,
     write_lines,
@@ -174,7 +175,7 @@ class TrainState:
         if distributed.world_size() == 1 and self.evaluated >= 0:
             self.save()
         self.folder.note_reward_error(self.round, str(error))
-        return f"{error}; mend it, then --resume --out {self.folder.path} goes on"
+        return f"{error}; mend it, then {how_to_resume(self.folder.path)}"
 
     def out_of_memory(self, cached_tokens: int | None) -> str:
         """A sentence on what to lower. Saves the rounds so far, unless a step was half taken.
@@ -191,5 +192,5 @@ class TrainState:
         is_consistent = self.evaluated >= 0 and self.timer.part != "step"
         if distributed.world_size() == 1 and is_consistent:
             self.save()
-        hint = f"; then --resume --out {self.folder.path} goes on" if self.saved >= 0 else ""
+        hint = f"; then {how_to_resume(self.folder.path)}" if self.saved >= 0 else ""
         return f"out of memory: {advice}{hint}"

@@ -8,3 +8,5 @@ report     many runs become a report with intervals
 bench      speed, as ratios against what one would use instead
 exercises  runs the commands of course/exercises.md and writes down what they measured
 """
+
+import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)

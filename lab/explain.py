@@ -1,7 +1,7 @@
 """One query through one round, every value shown; train.py does this for 32 queries at once.
 
     python -m lab.explain                                # four completions, two of them right
-    python -m lab.explain --advantage reward             # the baseline: wrong ones do nothing
+    python -m lab.explain --advantage reward             # the baseline: wrong ones pull nothing
     python -m lab.explain --query 10 --seed 0 --kl 0.1   # a harder query, and the KL term
     python -m lab.explain --step                         # wait for a key after each section
     python -m lab.explain --html                         # a page to look at, as lab/page.py says

@@ -80,6 +80,9 @@ def test_sharpening_is_told_from_more():
     assert words.endswith("so this is more than sharpening.")
     summary["test_greedy_after"] = 0.59
     assert curve.sharpening_in_words(summary, metrics)[0].endswith("so this is sharpening.")
+    # Previously a collapse was "no more than the noise".
+    fallen = curve.sharpening_in_words(summary | {"test_greedy_after": 0.39}, metrics)
+    assert fallen[0].endswith("The likeliest completions became wrong.")
     summary["test_pass@1_after"] = 0.39
     assert curve.sharpening_in_words(summary, metrics)[0].endswith("more than the noise.")
     assert curve.sharpening_in_words(summary | {"test_greedy_after_se": None}, metrics) == []

@@ -84,10 +84,9 @@ def test_a_truncated_completion_comes_without_its_last_answer():
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "qwen2")
     tokens = tokenizer("1+1=2\n#### 12", add_special_tokens=False)["input_ids"]
-    whole, cut = (
-        rollout.Rollout(tokens=tokens, logprobs=[0.0] * len(tokens), truncated=truncated)
-        for truncated in (False, True)
-    )
+    ended = [*tokens, tokenizer.eos_token_id]
+    whole = rollout.Rollout(tokens=ended, logprobs=[0.0] * len(ended), truncated=False)
+    cut = rollout.Rollout(tokens=tokens, logprobs=[0.0] * len(tokens), truncated=True)
     evaluate.grade(tokenizer, [QUERY], [whole, cut], score)
     assert seen == ["1+1=2\n#### 12", "1+1=2\n"]
 
@@ -107,8 +106,10 @@ def test_the_advantages_see_what_was_paid(write, small_run):
 
 @pytest.mark.parametrize("name", bandit.ADVANTAGES)
 def test_a_file_goes_with_every_advantage(write, small_run, name):
-    """It may pay anything, so no advantage is refused because of what the verifier pays."""
-    path = write("def score(completion, query):\n    return len(completion) % 3 - 1\n")
+    """It may pay anything, so no advantage is refused because of what the verifier pays. Only
+    maxrl, which divides by the mean, takes no negative reward."""
+    least = 0 if name == "maxrl" else -1
+    path = write(f"def score(completion, query):\n    return len(completion) % 3 + {least}\n")
     window = ("--window", "4") if "window" in name else ()
     flags = "--advantage", name, "--rollouts", "2", *window, "--rounds", "1", "--eval-samples", "1"
     assert len(read_log(small_run(name, "--reward", path, *flags))) == 1
@@ -195,7 +196,7 @@ def test_a_run_goes_on_after_its_reward_file_was_mended(small_run, write, capsys
     with pytest.raises(SystemExit) as caught:
         small_run("mended", "--reward", path)
     error = capsys.readouterr().err + str(caught.value.code)
-    assert "line 6: score raised RuntimeError: no more; mend it, then --resume" in error
+    assert "line 6: score raised RuntimeError: no more; mend it, then the same command" in error
     write(PARITY)
     out = small_run("mended", "--reward", path, "--resume")
     config = json.loads((out / "config.json").read_text())
