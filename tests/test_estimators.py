@@ -148,7 +148,7 @@ def check_spread(name):
     may be rounded: previously that error was divided by epsilon, a strong signal."""
     row = ADVANTAGES[name]
     largest = 0.0
-    for value in (0.1, -0.1):
+    for value in (0.1,) if row.needs == "rate" else (0.1, -0.1):
         rewards = torch.full((3, 7), value)
         others = some_round(row.needs, 3, 7)
         greedy = torch.zeros(3)
