@@ -38,7 +38,8 @@ from lab.report_runs import (
 )
 
 QUESTIONS_SHOWN = 2  # in the samples of a setting
-DIRECT = [  # two settings that differ in one thing; neither is the baseline
+# Two settings that differ in one thing, of which neither is the baseline, and where they stand.
+DIRECT = {"controls": [
     ("32x8", "32x8-raw", "the group's advantage against the raw reward, both 32 x 8"),
     ("256x1-mean", "256x1", "the batch's mean subtracted or not, both 256 x 1"),
     ("256x1-window", "256x1", "the window's advantage against the raw reward, both 256 x 1"),
@@ -46,11 +47,12 @@ DIRECT = [  # two settings that differ in one thing; neither is the baseline
     ("32x8", "256x1-mean", "the group's advantage on 32 x 8 against the batch's mean on 256 x 1"),
     ("64x8", "32x16", "more queries against more rollouts of each, 512 rollouts in all"),
     ("128x8", "32x32", "more queries against more rollouts of each, 1,024 rollouts in all"),
+], "sister": [
     ("one-query+7", "one-query", "the group's advantage against the raw reward, on one query"),
     ("one-query-x8", "one-query", "eight rollouts and their advantage against one, on one query"),
     ("one-query-punish", "one-query", "-1 against 0 for wrong answers, on one query"),
     ("one-query-hard", "one-query-easy", "a query of level 5 against one of level 1"),
-]
+]}  # fmt: skip
 
 
 # --- intervals in words ---------------------------------------------------------------------------
@@ -244,11 +246,11 @@ def odd_seeds_in_words(runs: Runs, settings: list[str]) -> list[str]:
     return sentences
 
 
-def direct_in_words(runs: Runs) -> list[str]:
+def direct_in_words(runs: Runs, rung: str) -> list[str]:
     """The paired differences between settings of which neither is the baseline."""
     found = {
         f"{one} - {other}": (differences(runs, one, other, "test"), why)
-        for one, other, why in DIRECT
+        for one, other, why in DIRECT[rung]
         if one in runs and other in runs
     }
     lines = [
@@ -409,8 +411,8 @@ def rung_section(
     text += [f"`{line.setting}`: `{line.flags or 'the defaults'}`  " for line in lines]
     text += ["", differences_in_words(runs, settings), "", *odd_seeds_in_words(runs, settings), ""]
     text += [f"![learning curves of the rung {rung}]({figure})", ""]
-    if rung == "controls":
-        text += [*direct_in_words(runs), ""]
+    if rung in DIRECT:
+        text += [*direct_in_words(runs, rung), ""]
     if rung == "rate":
         text += [*rates_in_words(runs), ""]
     return text, rows

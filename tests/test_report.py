@@ -160,7 +160,7 @@ def test_settings_are_compared_with_each_other_directly():
         "32x8-raw": make_seeds(0.65, 0.01),
         "256x1": make_seeds(0.65, 0.05),
     }
-    lines = report.direct_in_words(runs)
+    lines = report.direct_in_words(runs, "controls")
     assert lines[0].startswith("- 32x8 - 32x8-raw on the test set: -0.050 ± 0.000 (")
     assert lines[1].startswith("- 32x8-raw - 256x1 on the test set: -0.040 ± 0.099 (")
     assert lines[-1].endswith("for 2 comparisons these differ: 32x8 - 32x8-raw.")
