@@ -38,6 +38,20 @@ def own_rate_differences() -> list[Interval]:
     ]
 
 
+def over_pairs() -> list[Interval]:
+    """Of every two splits in results/paper, over the pairs of model and set that have both: t over
+    the pairs' differences in mean test pass@1."""
+    reached: dict[str, dict[str, float]] = {}
+    for row in csv.DictReader((RESULTS / "paper" / "table.csv").open()):
+        if row["rung"] == "split":
+            reached.setdefault(row["setting"], {})[row["pair"]] = float(row["test pass@1"])
+    return [
+        t_interval([reached[one][pair] - reached[other][pair] for pair in reached[one]])
+        for one, other in itertools.permutations(reached, 2)
+        if reached[one].keys() == reached[other].keys()
+    ]
+
+
 def nsr_minus_raw() -> list[Interval]:
     """In pass@k on each level, for every k of results/predictions/pass_at_k.csv."""
     rows = list(csv.DictReader((RESULTS / "predictions" / "pass_at_k.csv").open()))
@@ -56,7 +70,7 @@ def measured_intervals() -> list[Interval]:
     pages = [page for page in RESULTS.rglob("*.md") if page != RESULTS / "README.md"]
     text = "\n".join(read(page) for page in [*pages, *RESULTS.rglob("table.csv")])
     written = [Interval(float(value), float(error)) for value, error in WITH_ERROR.findall(text)]
-    return written + own_rate_differences() + nsr_minus_raw()
+    return written + own_rate_differences() + over_pairs() + nsr_minus_raw()
 
 
 def is_rounded(quoted: str, value: float) -> bool:
