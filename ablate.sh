@@ -36,7 +36,7 @@ signs="--right-reward 1 --wrong-reward -1" one="--queries 1 --batch-size 1"
 #   r  on real sets only: the tiny ones have too few queries for its batch
 #   s  only if its rung is named, as PRESET=smollm2 does
 #   =  not run, because by algebra it is the same as another setting
-# "constant" subtracts a constant b from the reward; "sister" is arXiv:2601.14599, on one query.
+# "constant" subtracts a constant b from the reward; "sister" is arXiv:2601.14599 but for punish.
 # flash is FlashREINFORCE (yifanzhang-pro). A new advantage needs no line here.
 exec python3 -m infra.queue "$@" <<END
 baseline

@@ -306,13 +306,12 @@ def decoder_for(
     new_rows = min(rows, bound // width)
     if decoder and decoder.kind == kind and decoder.width >= width:
         most_rows = bound // decoder.width
-        enough_rows = min(rows, most_rows)
+        # Free memory varies, and a few rows do not justify a new cache.
+        enough_rows = (0.8 if cache_tokens is None else 1) * min(rows, most_rows)
         if new_rows == rows:
             # Memory is no limit, so all rows it is: a resumed run, whose decoder is a new one,
             # must decode in the same order, because in another one sums are rounded differently.
             enough_rows = rows
-        elif cache_tokens is None:
-            enough_rows *= 0.8  # free memory varies, and a few rows do not justify a new cache
         if decoder.rows >= enough_rows and (cache_tokens is None or decoder.rows <= most_rows):
             return decoder
     DECODERS.pop(model, None)

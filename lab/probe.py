@@ -551,7 +551,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
     flag("--levels", type=int, nargs="+", help="queries of these levels only (default: all)")
     flag("--settings", nargs="+", metavar="SETTING",
-         help='size and advantage, as in "8x1+7 group" (default: those of the teaching selection)')
+         help='as in "8x1+7 group" (default: the nine of results/probe/probe.md)')
     flag("--temperature", type=flags.above(0.0), default=1.0, help="of sampling and of the scores")
     flag("--run", help="a run with a checkpoint (default: one is made, with a window)")
     flag("--run-rounds", type=int, default=30, help="rounds of the run that is made")

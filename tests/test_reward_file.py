@@ -197,6 +197,7 @@ def test_a_run_goes_on_after_its_reward_file_was_mended(small_run, write, capsys
         small_run("mended", "--reward", path)
     error = capsys.readouterr().err + str(caught.value.code)
     assert "line 6: score raised RuntimeError: no more; mend it, then the same command" in error
+    assert "with --resume --out " in error
     write(PARITY)
     out = small_run("mended", "--reward", path, "--resume")
     config = json.loads((out / "config.json").read_text())
