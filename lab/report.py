@@ -377,10 +377,20 @@ def facts(runs: Runs) -> str:
     hours = sum(run.summary["seconds"] for run in every) / 3600
     commits = ", ".join(sorted({str(run.summary["commit"]) for run in every}))
     versions = ", ".join(sorted({str(run.config["torch"]) for run in every}))
-    return (
+    text = (
         f"{len(every)} runs, {hours:.1f} hours, commit {commits}, torch {versions}. This page was "
         f"made on {os.cpu_count()} cores ({platform.machine()})."
     )
+    paths = [run.folder / "command" for run in every]  # written by ablate.sh
+    if all(path.exists() for path in paths):
+        text += f" Flags of every run: {code(common_flags([read_text(path) for path in paths]))}."
+    return text
+
+
+def common_flags(commands: list[str]) -> str:
+    """The flags, with their values, that all commands have. A later one of a command overrides."""
+    found = [re.findall(r"--\S+(?: (?!--)\S+)*", command) for command in commands]
+    return " ".join(each for each in found[0] if all(each in others for others in found))
 
 
 HOW_TO_READ = (

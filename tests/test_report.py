@@ -210,6 +210,8 @@ def test_the_report_of_a_few_runs(finished_run, tmp_path):
     for setting in ("32x1", "32x8"):
         for seed in (0, 1):
             shutil.copytree(finished_run, pair / setting / f"seed-{seed}")
+            command = f"python train.py --seed {seed} --lr 1e-4 --levels 1 2 --out /a/{setting}"
+            (pair / setting / f"seed-{seed}" / "command").write_text(command)
     (tmp_path / "ablate" / "plan.tsv").write_text("baseline\t32x1\t\nrollouts\t32x8\t--x 8\n")
     (pair / "32x8" / "seed-1" / "evals.jsonl").write_text("{")
 
@@ -218,6 +220,7 @@ def test_the_report_of_a_few_runs(finished_run, tmp_path):
     assert "32x8/seed-1" in reason
     assert "its log does not reach its last round" in reason
     assert "3 runs, " in page
+    assert "Flags of every run: `--lr 1e-4 --levels 1 2`." in page
     assert "| 32x1 | 2 |" in page
     assert "| 32x8 | 1 |" in page
     assert "`32x8`: `--x 8`" in page
