@@ -23,6 +23,7 @@ memory.py              how much memory there is, and what to lower when it runs 
 Nothing here imports a script of the root or of lab/.
 """
 
+import os
 import sys
 
 
@@ -30,6 +31,9 @@ def say_stopped(kind: type, error: BaseException, traceback: object) -> None:
     """What Python calls when a script ends in an error: Ctrl-C is answered by a sentence."""
     if issubclass(kind, KeyboardInterrupt):
         print(f"{sys.argv[0]}: stopped", file=sys.stderr)
+    elif issubclass(kind, BrokenPipeError):
+        # Who read our output, such as head, has enough. What is still unwritten goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -244,3 +244,13 @@ def test_the_script():
     assert done.returncode != 0
     assert "--data nowhere" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_enough_ends_the_script_without_a_word():
+    """As in `python data.py --count 500 | head`: more is printed than a pipe holds."""
+    command = [sys.executable, ROOT / "data.py", "--count", "500"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe) as script:
+        script.stdout.readline()
+        script.stdout.close()
+        assert script.stderr.read() == b""
