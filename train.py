@@ -88,7 +88,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="bound on the sampler's memory, in cached tokens; changes results by rounding only "
               "(default: half of the free memory; on a GPU 0.4 of what training leaves)")
     flag("--compile", action="store_true",
-         help="torch.compile the sampler's step; pays on a GPU in long runs")
+         help="torch.compile the sampler's step, for long runs on a GPU (not measured)")
 
     flag = parser.add_argument_group("rewards and advantages").add_argument
     flag("--reward", metavar="FILE.py",

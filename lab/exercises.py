@@ -1,7 +1,7 @@
-"""Run the exercises of course/exercises.md and write what they measured to results/exercises/.
+"""Run the exercises of course/exercises.md and write what they measured to runs/exercises/.
 
     python -m lab.exercises          # all: half an hour on one core; after a stop it goes on
-    python -m lab.exercises 3 7      # these two
+    python -m lab.exercises 3 7      # these two, and the first, to which they are compared
 
 Each command runs in a temporary copy of the code, in which the change of its exercise is made.
 Commands of a fence `sh unchanged` run on the code as it is. A command that ends in `# refused` has
@@ -307,11 +307,12 @@ def seeds_for(spread: float, wanted: float = 0.02) -> int:
 def main(argv: list[str] | None = None) -> None:
     parser = flags.FlagParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "numbers", nargs="*", type=int, help="of the exercises to run (default: all)"
+        "numbers", nargs="*", type=int,
+        help="of the exercises to run, beside the first (default: all)",
     )
     parser.add_argument(
-        "--out", type=flags.path, default=ROOT / "results" / "exercises",
-        help="the folder of answers.json and answers.md",
+        "--out", type=flags.path, default=ROOT / "runs" / "exercises",
+        help="the folder of answers.json and answers.md (default: runs/exercises)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:
@@ -323,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_exercises(numbers: list[int], out: Path) -> None:
-    """Run what has not been run, of the exercises with these numbers; write the answers."""
+    """Run what has not been run, of exercise 1 and of these numbers; write the answers."""
     exercises = read_exercises(PAGE.read_text(), ANSWERS.read_text())
     known = [exercise.number for exercise in exercises]
     for number in numbers:
@@ -333,7 +334,7 @@ def run_exercises(numbers: list[int], out: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     answers = read_json(path) if path.exists() else {}
     for exercise in exercises:
-        if numbers and exercise.number not in numbers:
+        if numbers and exercise.number not in (1, *numbers):
             continue
         for command in exercise.commands:
             stored = answers.get(command.text)
@@ -343,6 +344,7 @@ def run_exercises(numbers: list[int], out: Path) -> None:
             answers[command.text] = {"change": command.change, **run(command, runs)}
             write_json(path, answers)
     (out / "answers.md").write_text(answers_md(exercises, answers))
+    print(out / "answers.md")
 
 
 if __name__ == "__main__":

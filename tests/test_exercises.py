@@ -160,6 +160,10 @@ def test_an_exercise_from_end_to_end_and_again(tmp_path):
     refused = [exercise for exercise in EXERCISES if any(c.refused for c in exercise.commands)]
     number = str(refused[0].number)
     command = [sys.executable, "-m", "lab.exercises", number, "--out", str(tmp_path)]
+    # Exercise 1, to which the others are compared, has been run already.
+    answers = json.loads((RESULTS / "answers.json").read_text())
+    kept = {each.text: answers[each.text] for each in EXERCISES[0].commands}
+    (tmp_path / "answers.json").write_text(json.dumps(kept))
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     text = (tmp_path / "answers.md").read_text()
@@ -167,5 +171,5 @@ def test_an_exercise_from_end_to_end_and_again(tmp_path):
     assert "| zero |" in text
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0
-    assert again.stdout == ""
+    assert again.stdout == f"{tmp_path / 'answers.md'}\n"
     assert (tmp_path / "answers.md").read_text() == text

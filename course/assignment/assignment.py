@@ -73,7 +73,7 @@ def own_advantages(rewards: Tensor) -> Tensor:
     """One of your own choice, read or invented, that is neither of the two above nor the reward.
 
     rewards, 0 or 1, and result: [B, n]. The check enumerates all outcomes of a round. It asks that
-    E[A | right] is above E[A | wrong] for every success rate, and prints the difference, w(p) of
+    E[A | right] is above E[A | wrong] at p = 0.1, 0.5 and 0.9, and prints the difference, w(p) of
     equation (6): how much a query of success rate p weighs. Predict it first.
     """
     raise NotImplementedError
@@ -141,7 +141,7 @@ def better_round(
     (`optimizer.param_groups[0]["lr"]`, at first 1e-4), which of the prompts are sampled and how
     often (a prompt may be repeated). A round samples at most 32 completions. What has to last from
     one round to the next may be kept in a variable of this file. The check asks for a gain in test
-    pass@1 of 0.04 over your own one_round: two runs that differ in the seed only differ by about
-    0.02. Look first at what results/README.md and the exercises found.
+    pass@1 of 0.04 over your own one_round: runs of different seeds lie about 0.02 apart. Look first
+    at what results/README.md and the exercises found.
     """
     raise NotImplementedError

@@ -75,7 +75,7 @@ def check_part(mine: ModuleType, number: int) -> bool:
 def main(argv: list[str] | None = None) -> None:
     parser = flags.FlagParser(description=__doc__, prog="check")
     parser.add_argument("part", nargs="?", type=int, choices=[*PARTS, OPEN_PART],
-                        help="1 to 6; 7 trains only (default: all of it)")
+                        help="1 to 6: this part alone (default, and 7: all of it)")
     parser.add_argument("--file", type=Path, default=HERE / "assignment.py", help="the hand-in")
     parser.add_argument("--out", type=Path, default=Path("runs/assignment"),
                         help="the folder of curve.png and evals.json")
