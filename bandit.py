@@ -403,7 +403,7 @@ class UpdateConfig(NamedTuple):
     loss_mean: str = "token"
     max_new_tokens: int = 1  # the constant of --loss-mean constant
     temperature: float = 1.0
-    epochs: int = 1  # optimizer steps on the same rollouts
+    epochs_per_round: int = 1  # optimizer steps on the same rollouts
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl: float = 0.0
@@ -445,7 +445,7 @@ def update(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: UpdateBatch,
     config: UpdateConfig = UpdateConfig(), reference: PreTrainedModel | None = None,
 ) -> dict[str, float | None]:  # fmt: skip
-    """One optimizer step (or config.epochs of them) along equation (2); changes the weights.
+    """One optimizer step (or config.epochs_per_round) along equation (2); changes the weights.
 
     reference: the base model, needed if config.kl > 0.
     With several processes each is given the whole round and runs its part of it.
@@ -456,7 +456,7 @@ def update(
     parts = split_round(batch, config)
     all_tokens = sum(len(completion) for completion in batch.completions)
     statistics = UpdateStatistics(all_tokens, has_kl=bool(config.kl))
-    for epoch in range(config.epochs):
+    for epoch in range(config.epochs_per_round):
         # Zeros instead of None: a round without any gradient still steps (momentum, weight decay).
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -474,7 +474,7 @@ def update(
                 config.clip_high, config.kl, config.kl_estimator, part.reference_logprobs,
             )  # fmt: skip
             value.backward()
-            statistics.loss += value.item() / config.epochs
+            statistics.loss += value.item() / config.epochs_per_round
 
         distributed.all_reduce_sum([parameter.grad for parameter in parameters])
         norms = clip_and_step(optimizer, parameters, config.max_grad_norm)

@@ -33,6 +33,7 @@ import reward
 import rollout
 from infra import distributed, flags, memory, models
 from infra.curve import plus_minus
+from infra.intervals import standard_error
 from infra.reward_file import RewardFile
 from infra.seeding import Purpose, seed_for
 from infra.train_state import TrainState
@@ -116,9 +117,7 @@ def mean_and_se(values: Sequence[float]) -> tuple[float, float]:
 
     If the values are verdicts, the mean estimates pass@1, equation (1).
     """
-    values = np.asarray(values, dtype=float)
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return values.mean(), error
+    return float(np.mean(values)), standard_error(values)
 
 
 def mean_pass_at_k(right: np.ndarray, k: int) -> tuple[float, float]:
@@ -129,7 +128,7 @@ def mean_pass_at_k(right: np.ndarray, k: int) -> tuple[float, float]:
 
 def with_error(value: float, se: float) -> str:
     """ "0.312 ± 0.021"; the standard error of a single query is unknown."""
-    return f"{value:.3f}{plus_minus(None if math.isnan(se) else se)}"
+    return f"{value:.3f}{plus_minus(se)}"
 
 
 def between_query_std(right: np.ndarray) -> float:

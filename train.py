@@ -11,10 +11,8 @@ Each round takes a batch of queries, samples completions (rollout.py), lets the 
 each, the raw 0/1 reward. A model that is not tiny also gets the paper's hyper-parameters (DEFAULTS
 below).
 
-What differs from the paper's scripts: the loss is the token mean of the whole batch (theirs
-averages the token means of micro-batches of four); runs have a seed; any spelling of the right
-answer counts (theirs compares strings). Left out, because the paper has none of them: an entropy
-bonus, a KL in the reward, learning-rate schedules.
+README.md lists what differs from the paper's scripts. Left out, because the paper has none of
+them: an entropy bonus, a KL in the reward, learning-rate schedules.
 """
 
 import infra  # noqa: F401 (first, because from here on Ctrl-C ends in a sentence)
@@ -281,8 +279,8 @@ def to_batch(
 
 def update_config(args: Namespace) -> bandit.UpdateConfig:
     """The flags that the update reads, as one value."""
-    values = vars(args) | {"epochs": args.epochs_per_round}
-    return bandit.UpdateConfig(**{name: values[name] for name in bandit.UpdateConfig._fields})
+    names = bandit.UpdateConfig._fields
+    return bandit.UpdateConfig(**{name: getattr(args, name) for name in names})
 
 
 def log_round(

@@ -1,5 +1,6 @@
 """One run as a figure and in words: curve.png, and the account that ends a run."""
 
+import math
 import os
 from pathlib import Path
 
@@ -10,12 +11,13 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file is n
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from infra.intervals import wilson  # noqa: E402
+from infra.intervals import standard_error, wilson  # noqa: E402
 from infra.run_folder import read_json, read_lines  # noqa: E402
 
 # Okabe and Ito's colours, which stay distinct for colour-blind readers and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 COLORS = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442"]
+MARKERS = "os^Dv<>p"  # as many as COLORS
 QUESTIONS_SHOWN = 2  # in the account, each with a completion before and one after
 
 
@@ -44,7 +46,7 @@ def draw_curve(folder: Path | str) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4), sharex=True, layout="constrained"
     )
-    draw_accuracy(left, metrics, evals, config.get("eval_temperature", 1.0))
+    draw_accuracy(left, metrics, evals, config["eval_temperature"])
     draw_diagnostics(right, metrics)
     left.set_title(
         f"{Path(config['model']).name} on {config['data']}: {config['batch_size']} queries x "
@@ -58,7 +60,7 @@ def draw_curve(folder: Path | str) -> None:
 
 
 def draw_accuracy(
-    axes: plt.Axes, metrics: list[dict], evals: list[dict], temperature: float = 1.0
+    axes: plt.Axes, metrics: list[dict], evals: list[dict], temperature: float
 ) -> None:
     """The share of right rollouts in each round, and pass@1 with 95 % intervals over queries.
 
@@ -139,7 +141,7 @@ def first_and_last(values: list[float]) -> tuple[float, float]:
 
 def plus_minus(error: float | None) -> str:
     """" ± 0.014"; the standard error of a single query is unknown."""
-    return " ± ?" if error is None else f" ± {error:.3f}"
+    return " ± ?" if error is None or math.isnan(error) else f" ± {error:.3f}"
 
 
 def account(folder: Path | str) -> str:
@@ -153,7 +155,7 @@ def account(folder: Path | str) -> str:
         *examples_in_words(read_lines(folder / "samples.jsonl")),
         "",
         *(gain_in_words(split, summary, evals) for split in ("train", "test")),
-        *([] if config.get("reward") else [split_in_words(summary)]),  # a file knows no format
+        *([] if config["reward"] else [split_in_words(summary)]),  # a file knows no format
         *sharpening_in_words(summary, read_lines(folder / "metrics.jsonl")),
         *pass_at_k_in_words(summary, queries),
         f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts "
@@ -183,7 +185,7 @@ def gain_in_words(split: str, summary: dict, evals: list[dict]) -> str:
     verdicts = [line["right"] for line in evals if line["split"] == split]
     # The difference is taken query by query, so what makes a query hard cancels.
     gains = np.array(verdicts[-1]) - np.array(verdicts[0])
-    error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else None
+    error = standard_error(gains)
     return (
         f"{split:>5} pass@1: {before:.3f}{plus_minus(error_before)} -> "
         f"{after:.3f}{plus_minus(error_after)}, a gain of {after - before:+.3f}"

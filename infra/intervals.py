@@ -43,29 +43,32 @@ def t_quantile(freedom: int, level: float = LEVEL) -> float:
     return math.sqrt(freedom) * math.tan(low)
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of the values; nan for a single one."""
+    if len(values) < 2:
+        return math.nan
+    return float(np.std(np.asarray(values, dtype=float), ddof=1)) / math.sqrt(len(values))
+
+
 def t_interval(differences: Sequence[float]) -> Interval:
     """Equation (11): the mean of one difference a seed, and its 95 % interval.
 
     The width is nan for a single seed. Without any, the mean is nan too.
     """
-    values = np.asarray(differences, dtype=float)
-    if len(values) == 0:
-        return Interval(np.nan, np.nan)
-    if len(values) == 1:
-        return Interval(values[0], np.nan)
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    return Interval(values.mean(), t_quantile(len(values) - 1) * error)
+    if len(differences) < 2:
+        return Interval(differences[0] if len(differences) else math.nan, math.nan)
+    half = t_quantile(len(differences) - 1) * standard_error(differences)
+    return Interval(float(np.mean(differences)), half)
 
 
 def p_value(differences: Sequence[float]) -> float:
     """Of the hypothesis that the mean difference is zero (paired t-test); nan for a single seed."""
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
+    if len(differences) < 2:
         return math.nan
-    error = values.std(ddof=1) / math.sqrt(len(values))
+    mean, error = float(np.mean(differences)), standard_error(differences)
     if error == 0:
-        return 1.0 if values.mean() == 0 else 0.0
-    return t_p_value(values.mean() / error, len(values) - 1)
+        return 1.0 if mean == 0 else 0.0
+    return t_p_value(mean / error, len(differences) - 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

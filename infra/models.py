@@ -230,7 +230,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
 
 def is_tiny(name: str) -> bool:
     """Whether a model is one of ours, or a folder with less than 20 MB of weights."""
-    if name.startswith("tiny-"):
+    if name in TINY_MODELS:
         return True
     sizes = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
     return bool(sizes) and sum(sizes) < TINY_BYTES

@@ -34,11 +34,6 @@ NEVER_COMPARED = ("out", "resume")  # flags that are no part of what a run is
 CHANGEABLE = ("save_every", "cache_tokens", "micro_tokens", "gradient_checkpointing")
 NOT_IN_CONFIG = (*NEVER_COMPARED, "save_every", "cache_tokens")
 LOGS = ("metrics", "evals")
-OLD_NAMES = {  # of fields in logs that were written before they were renamed
-    "cut": "truncated",
-    "gap": "sampler_mismatch",
-    "largest_gap": "largest_sampler_mismatch",
-}
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -60,7 +55,7 @@ def read_lines(path: Path) -> list[dict]:
     lines = [parse_object(text, f"{path}, line {i}") for i, text in enumerate(whole, 1)]
     with contextlib.suppress(ValueError):
         lines.append(parse_object(last, "the last line"))
-    return [{OLD_NAMES.get(key, key): value for key, value in line.items()} for line in lines]
+    return lines
 
 
 def read_text(path: Path) -> str:
@@ -216,8 +211,6 @@ class RunFolder:
             if name in ("rounds", *NEVER_COMPARED, *CHANGEABLE) or before.get(name) == value:
                 continue
             if name == "reward" and value and before.get(name):  # the hash decides, not the path
-                continue
-            if name == "data_hash" and name not in before:  # a run of before there was one
                 continue
             if name == "data_hash":
                 raise ValueError(

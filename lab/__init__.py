@@ -5,6 +5,7 @@ tabular    the learner's functions on a bandit whose optimum is known
 probe      the gradient estimates of the settings, at a fixed policy
 page       a run, or one round, as a page for the browser
 report     many runs become a report with intervals
+forest     the gains of many reports in one picture
 bench      speed, as ratios against what one would use instead
 exercises  runs the commands of course/exercises.md and writes down what they measured
 """

@@ -85,8 +85,8 @@ def main() -> None:
     parser = FlagParser(description=__doc__)
     flag = parser.add_argument
     flag("section", nargs="?", default="table", choices=SECTIONS, help="what to measure")
-    flag("--model", default="tiny-qwen2", help="of the table and the tricks")
-    flag("--data", default="tiny-gsm", help="of the table and the tricks")
+    flag("--model", default="tiny-qwen2", help="of the sections table, tricks and dtype")
+    flag("--data", default="tiny-gsm", help="of the sections table, tricks and dtype")
     flag("--repeats", type=at_least(1), default=5, help="of each measurement")
     flag("--threads", type=within(1, os.cpu_count()),
          help="CPU threads (default: by the size of the model)")

@@ -84,7 +84,7 @@ class Needs:
     def __init__(self, name: str, prompt: int, new: int):
         model_class, self.config = PAPER_MODELS[name]
         with torch.device("meta"):
-            self.model = model_class(self.config)
+            self.model = model_class(self.config).bfloat16()
         self.weights = count_weights(self.model)
         self.name = f"{name} ({self.weights / 1e9:.2f} billion)"
         self.prompt, self.new = prompt, new
@@ -102,19 +102,14 @@ class Needs:
         # Checkpointing keeps the input of each layer, and all of the layer that is recomputed.
         return micro * (layers * 2 * self.config.hidden_size + self.layer_bytes)
 
-    def token_bytes(self) -> int:
-        """The keys and values of one token, in bfloat16."""
-        layers, heads, size = memory.cache_shape(self.model)
-        return 2 * layers * heads * size * 2
-
     def rows(self, rollouts: int, fixed: float, card: float) -> int:
         """Rows of the sampler's cache; 0 if not even one fits."""
         free = memory.CACHE_SHARE * max(0, card - fixed)
-        fitting = int(free / self.token_bytes() / (self.prompt + self.new))
+        fitting = int(free / memory.cache_bytes_per_token(self.model) / (self.prompt + self.new))
         return min(rollouts, rollout.MAX_ROWS, fitting)
 
     def cache(self, rows: int) -> int:
-        return rows * (self.prompt + self.new) * self.token_bytes()
+        return rows * (self.prompt + self.new) * memory.cache_bytes_per_token(self.model)
 
     def peak(self, fixed: float, cache: float, kept: float) -> float:
         """A forward and backward pass, or the optimizer's step with its copy of the weights."""

@@ -1,4 +1,4 @@
-"""What the sections of bench.py share: the tiny model, and ratios of times taken in turn."""
+"""What the sections of bench.py share: the model, and ratios of times taken in turn."""
 
 import time
 from argparse import Namespace

@@ -293,10 +293,7 @@ def seeds_for(spread: float, wanted: float = 0.02) -> int:
     """
     too_few = int((1.95 * spread / wanted) ** 2)  # because t is always above 1.95
     for n in range(max(2, too_few), 10_000):
-        values = np.resize([-1.0, 1.0], n)
-        # Of values with standard deviation 1, half the interval is t / sqrt(n).
-        _, half = intervals.t_interval(values / values.std(ddof=1))
-        if half * spread <= wanted:
+        if intervals.t_quantile(n - 1) * spread / n**0.5 <= wanted:
             return n
     raise ValueError(f"a spread of {spread} would take more than 10,000 seeds")
 

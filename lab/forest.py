@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from infra.curve import COLORS, GREY
+from infra.curve import COLORS, GREY, MARKERS
 from infra.flags import FlagParser
 
 RUNGS = ("advantage", "rollouts", "batch", "split", "window", "controls")  # the paper's, and ours
@@ -22,7 +22,6 @@ PANELS = [
     f"gain, {split}, equal {axis}" for split in ("test", "train") for axis in ("rounds", "rollouts")
 ]
 INTERVAL = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
-MARKERS = "os^Dv<>p"
 
 # By panel, setting and pair: seeds, mean gain, half of its interval.
 Gains = dict[tuple[str, str, str], tuple[int, float, float]]

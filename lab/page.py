@@ -81,15 +81,12 @@ def page_of_run(folder: Path) -> dict[str, Any]:
         raise ValueError(f"there is no evaluated run in {folder}")
     config = read_json(folder / "config.json")
     steps = [to_step(line) for line in thin_out(tests, MOST_STEPS)]
-    kept = next((line["samples"] for line in tests if line.get("samples")), [])
     notes = [
         f"{config['batch_size']} queries x {config['rollouts']} rollouts a round, advantage "
         f"{config['advantage']}, learning rate {config['lr']:g}, seed {config['seed']}."
     ]
     if len(steps) < len(tests):
         notes.append(f"{len(steps)} of the {len(tests)} evaluations are shown.")
-    if not kept:
-        notes.append("Its evaluations kept no completions: it ran before they were kept.")
     return {
         "title": f"{Path(config['model']).name} on {config['data']}",
         "notes": notes,
@@ -97,7 +94,7 @@ def page_of_run(folder: Path) -> dict[str, Any]:
                   "underlined where the policy finds it likelier than the base model does, orange "
                   "and dotted where it finds it less likely.",
         "curve": to_curve(read_lines(folder / "metrics.jsonl"), evals),
-        "queries": [{"prompt": one["prompt"], "gold": one["gold"]} for one in kept],
+        "queries": [{"prompt": one["prompt"], "gold": one["gold"]} for one in tests[0]["samples"]],
         "steps": steps,
     }  # fmt: skip
 
@@ -111,14 +108,13 @@ def to_step(line: dict) -> dict[str, Any]:
             "note": f", {len(sample['tokens'])} tokens",
             "tokens": tokens_of(sample["tokens"], sample["logprobs_base"], sample["logprobs"]),
         }
-        for i, sample in enumerate(line.get("samples", []))
+        for i, sample in enumerate(line["samples"])
     ]
     figures = (
         f"test pass@1 {line['pass@1']:.3f}{curve.plus_minus(line['se'])} (standard error), "
-        f"{line['in_format']:.0%} in the asked format, {line['length']:.0f} tokens on average"
+        f"{line['in_format']:.0%} in the asked format, {line['length']:.0f} tokens on average, "
+        f"KL to the base model {line['kl']:.3f} nats a token"
     )
-    if "kl" in line:
-        figures += f", KL to the base model {line['kl']:.3f} nats a token"
     label = "before the first round" if line["round"] == 0 else f"after round {line['round']}"
     return {"round": line["round"], "label": label, "figures": figures, "attempts": attempts}
 
@@ -133,14 +129,14 @@ def to_curve(metrics: list[dict], evals: list[dict]) -> dict[str, Any]:
     """The points of the figure: the share of right rollouts, and pass@1 with 95 % intervals."""
     accuracy = [line["accuracy"] for line in metrics]
     means = curve.smooth(accuracy, curve.smoothing_width(accuracy))
-    reward = [[i, round(float(value), 4)] for i, value in enumerate(means, 1)]
+    smoothed = [[i, round(float(value), 4)] for i, value in enumerate(means, 1)]
     sets = []
     for name in ("train", "test"):
         lines = thin_out([line for line in evals if line["split"] == name], MOST_STEPS)
         points = [[line["round"], line["pass@1"], 1.96 * (line["se"] or 0)] for line in lines]
         sets.append({"name": name, "evaluations": points})
     last = max(len(metrics), evals[-1]["round"])
-    return {"last": last, "reward": thin_out(reward, MOST_POINTS), "sets": sets}
+    return {"last": last, "accuracy": thin_out(smoothed, MOST_POINTS), "sets": sets}
 
 
 def thin_out(lines: list, most: int) -> list:

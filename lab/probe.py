@@ -284,22 +284,19 @@ def jackknife_error(without_one: np.ndarray) -> float:
 # --- how good estimates are -----------------------------------------------------------------------
 
 
-def adam_step(
-    gradient: torch.Tensor, moments: Moments, max_grad_norm: float = 1.0,
-    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-) -> torch.Tensor:  # fmt: skip
+def adam_step(gradient: torch.Tensor, moments: Moments) -> torch.Tensor:
     """The step that Adam makes of an ascent direction, divided by the learning rate.
 
-    Adam is arXiv:1412.6980. As in train.py the gradient is clipped first.
+    Adam is arXiv:1412.6980. As in train.py the gradient is first clipped to norm 1.
     """
     first, second, steps = moments
-    gradient = gradient * min(1, max_grad_norm / (gradient.norm().item() + 1e-6))
-    first = betas[0] * first + (1 - betas[0]) * gradient
-    second = betas[1] * second + (1 - betas[1]) * gradient**2
+    gradient = gradient * min(1, 1 / (gradient.norm().item() + 1e-6))
+    first = 0.9 * first + 0.1 * gradient
+    second = 0.999 * second + 0.001 * gradient**2
     steps += 1
-    unbiased_first = first / (1 - betas[0] ** steps)
-    unbiased_second = second / (1 - betas[1] ** steps)
-    return unbiased_first / (unbiased_second.sqrt() + eps)
+    unbiased_first = first / (1 - 0.9**steps)
+    unbiased_second = second / (1 - 0.999**steps)
+    return unbiased_first / (unbiased_second.sqrt() + 1e-8)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -421,9 +418,11 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
     yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, moments, **shared)
 
     folder = Path(args.run or Path(args.out) / "run")
-    if not checkpoint.list_checkpoints(folder):
-        if args.run:
-            raise ValueError(f"--run {folder}: there is no run with a checkpoint")
+    if args.run and not checkpoint.list_checkpoints(folder):
+        raise ValueError(f"--run {folder}: there is no run with a checkpoint")
+    if not args.run:
+        # A run that was stopped goes on. One of other flags is refused by --resume.
+        resume = ["--resume"] if checkpoint.list_checkpoints(folder) else []
         batch_size = min(256, len(queries))
         levels = ["--levels", *map(str, args.levels)] if args.levels else []
         train.main([
@@ -431,6 +430,7 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
             "--advantage", "window", "--window", str(WINDOW), "--batch-size", str(batch_size),
             "--rounds", str(args.run_rounds), "--max-new-tokens", str(args.max_new_tokens),
             "--temperature", str(args.temperature), "--eval-every", "0", "--eval-samples", "1",
+            *resume,
         ])  # fmt: skip
     state = checkpoint.load_newest(folder)
     model = base  # its weights are replaced; a second model would take as much memory again
@@ -549,18 +549,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--model", default="tiny-qwen2", help="a tiny model, a folder, a model of the hub")
     flag("--data", default="tiny-gsm", help="tiny-gsm, tiny-math, tiny-sums, gsm8k, math or a path")
-    flag("--levels", type=int, nargs="+", help="queries of these levels only (default: all)")
+    flag("--levels", type=flags.within(1, 5), nargs="+",
+         help="queries of these levels only (default: all)")
     flag("--settings", nargs="+", metavar="SETTING",
          help='as in "8x1+7 group" (default: the nine of results/probe/probe.md)')
     flag("--temperature", type=flags.above(0.0), default=1.0, help="of sampling and of the scores")
     flag("--run", help="a run with a checkpoint (default: one is made, with a window)")
-    flag("--run-rounds", type=int, default=30, help="rounds of the run that is made")
-    flag("--rounds", type=int, default=24, help="estimates of each setting")
-    flag("--reference-rounds", type=int, default=64,
+    flag("--run-rounds", type=flags.at_least(1), default=30, help="rounds of the run that is made")
+    flag("--rounds", type=flags.at_least(3), default=24, help="estimates of each setting")
+    flag("--reference-rounds", type=flags.at_least(2), default=64,
          help="rounds of 256 rollouts for the reference, half of them for each of its two halves")
     flag("--scored", type=flags.at_least(2), default=256,
          help="completions whose scores are measured, each of another query")
-    flag("--max-new-tokens", type=int, default=64, help="truncate completions here")
+    flag("--max-new-tokens", type=flags.at_least(1), default=64, help="truncate completions here")
     flag("--threads", type=flags.at_least(1), help="CPU threads (default: by the model's size)")
     flag("--out", default="runs/probe", help="the folder of the report")
     return parser.parse_args(argv)
@@ -570,10 +571,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     found, scores = {}, {}
     try:
-        if args.rounds < 3 or args.reference_rounds < 2 or args.run_rounds < 1:
-            raise ValueError(
-                "--rounds must be at least 3, --reference-rounds 2, and --run-rounds 1"
-            )
         settings = {text: to_setting(text) for text in args.settings or []} or SETTINGS
         Path(args.out).mkdir(parents=True, exist_ok=True)
         for name, policy in load_policies(args):

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from infra import flags
-from infra.curve import account, draw_curve, first_and_last
-from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
+from infra.curve import QUESTIONS_SHOWN, account, draw_curve, first_and_last
+from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, standard_error, t_interval
 from infra.run_folder import read_lines, read_text
 from lab.forest import draw_forest
 from lab.report_runs import (
@@ -37,7 +37,6 @@ from lab.report_runs import (
     reason_of,
 )
 
-QUESTIONS_SHOWN = 2  # in the samples of a setting
 # Two settings that differ in one thing, of which neither is the baseline, and where they stand.
 DIRECT = {"controls": [
     ("32x8", "32x8-raw", "the group's advantage against the raw reward, both 32 x 8"),
@@ -129,8 +128,7 @@ def best_round(run: Run) -> BestRound:
     right = run.right["test"]
     best = right[:, ::2].mean(axis=1).argmax()
     drop = right[best, 1::2] - right[-1, 1::2]
-    error = drop.std(ddof=1) / len(drop) ** 0.5 if len(drop) > 1 else np.nan
-    collapsed = bool(drop.mean() > 3 * error)
+    collapsed = bool(drop.mean() > 3 * standard_error(drop))
     return BestRound(run.axes["rounds"][best], right[best, 1::2].mean(), collapsed)
 
 
@@ -151,9 +149,6 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
             return ""
         return interval_text(gain(runs, setting, base, split, axis))
 
-    greedy = ""
-    if all("test_greedy_before" in run.summary for run in seeds):
-        greedy = f"{mean('test_greedy_before')} → {mean('test_greedy_after')}"
     entropies = np.mean([first_and_last(run.entropy) for run in seeds], axis=0)
     key = pass_at_k_key(seeds[0].summary)
     pass_at_k = f"{mean(key + '_before')} → {mean(key + '_after')}" if key else ""
@@ -168,7 +163,7 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "gain, train, equal rollouts": gain_text(long, "train", "rollouts"),
         "gain, test, equal rounds": gain_text(BASELINE, "test", "rounds"),
         "gain, test, equal rollouts": gain_text(long, "test", "rollouts"),
-        "test greedy": greedy,
+        "test greedy": f"{mean('test_greedy_before')} → {mean('test_greedy_after')}",
         "entropy": "{:.2f} → {:.2f}".format(*entropies),
         key.replace("_", " ") if key else "test pass@k": pass_at_k,
         "best round": f"{best_at:.0f}: {best_value:.3f}",
@@ -285,7 +280,7 @@ def samples_in_words(run: Run) -> list[str]:
     for query in range(QUESTIONS_SHOWN):
         samples = [line for line in lines if line["query"] == query]
         if samples:
-            question = code(samples[0]["prompt"].split(" Let")[0])
+            question = code(samples[0]["prompt"].split(" Let's think")[0])
             text.append(f"{question} (answer: {code(samples[0]['gold'])})\n")
         for sample in samples[::2]:
             text.append(

@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image  # comes with matplotlib
 
-from infra.curve import COLORS, GREY  # this import also makes matplotlib draw into files only
+from infra.curve import COLORS, GREY, MARKERS  # this makes matplotlib draw into files only
 from infra.run_folder import read_json, read_lines
 
 BASELINE = "32x1"
 LONG = "32x1-long"  # the baseline for eight times the rounds: as many rollouts as 32x8
 SPLITS = ("train", "test")
-MARKERS = "os^Dv<>p"  # as many as COLORS
 
 # --- reading --------------------------------------------------------------------------------------
 

@@ -128,34 +128,30 @@ class TabularBandit:
         return value, (1 - verdicts).sum().item()
 
 
-def regret(
-    bandit: TabularBandit, name: str, lr: float, n: int = PULLS, rounds: int = ROUNDS, seed: int = 0
-) -> float:
+def regret(bandit: TabularBandit, name: str, lr: float, seed: int = 0) -> float:
     """The wrong pulls while learning by plain gradient descent; the optimum makes none."""
     logits = bandit.start.clone().requires_grad_()
     windows = {}
     generator = torch.Generator().manual_seed(seed)
     total = 0
-    for _ in range(rounds):
-        value, wrong = bandit.play_round(logits, name, n, generator, windows)
+    for _ in range(ROUNDS):
+        value, wrong = bandit.play_round(logits, name, PULLS, generator, windows)
         (gradient,) = torch.autograd.grad(value, logits)
         logits = (logits - lr * gradient).detach().requires_grad_()
         total += wrong
     return total
 
 
-def gradient_noise(
-    bandit: TabularBandit, name: str, n: int = PULLS, rounds: int = 100
-) -> float:
+def gradient_noise(bandit: TabularBandit, name: str, rounds: int = 100) -> float:
     """The variance of the gradient over its squared mean, at the first policy."""
     logits = bandit.start.clone().requires_grad_()
     windows = {}
     generator = torch.Generator().manual_seed(1)
     for _ in range(8):  # fill the windows
-        bandit.play_round(logits, name, n, generator, windows)
+        bandit.play_round(logits, name, PULLS, generator, windows)
     gradients = []
     for _ in range(rounds):
-        value, _ = bandit.play_round(logits, name, n, generator, windows)
+        value, _ = bandit.play_round(logits, name, PULLS, generator, windows)
         gradients.append(torch.autograd.grad(value, logits)[0])
     gradients = torch.stack(gradients).flatten(1)
     variance = gradients.var(dim=0).sum()

@@ -1,10 +1,8 @@
 """Fixtures of several test files: small checkpoints in the hub's format, small runs, real data."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 # No test may wait for the hub. transformers reads this when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -149,19 +147,3 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; RFT_DATA names the folder of gsm8k_train.jsonl.gz")
     return folder
-
-
-@pytest.fixture
-def script_says(monkeypatch, capsys) -> Callable[..., str]:
-    """A function: the message with which a script's main refuses these flags."""
-
-    def run(module: ModuleType, *flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *flags])
-        with pytest.raises(SystemExit) as stop:
-            module.main()
-        assert stop.value.code != 0
-        if isinstance(stop.value.code, str):
-            return stop.value.code
-        return capsys.readouterr().err.strip()
-
-    return run

@@ -150,7 +150,7 @@ def test_a_round_of_zeros_still_takes_its_step(load_model):
 def test_clip_binds_only_after_the_first_step(load_model):
     def run(epochs, clip):
         model = load_model("qwen2", torch.float32)
-        config = UNCLIPPED._replace(epochs=epochs, clip_low=clip, clip_high=clip)
+        config = UNCLIPPED._replace(epochs_per_round=epochs, clip_low=clip, clip_high=clip)
         descend(model, small_batch([1.0] * 4), config, lr=5.0)
         return flatten(model)
 

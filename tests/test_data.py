@@ -50,20 +50,6 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path, capsys):
     assert "dropped 3 rows that have no answer (line 2, 3, 4)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rows, message", [
-    (['{"question": "a", "answer": "#### 1"}', '{"question": '], "line 2: not JSON"),
-    (['["a", "b"]'], "line 1: a row must be a JSON object"),
-    ([{"query": "a", "answer": "1"}], "line 1: needs the columns"),
-    ([{"question": "a", "answer": 4}], "line 1: the question and its answer must be text"),
-    ([{"question": " ", "answer": "#### 4"}], "line 1: the question is empty"),
-    ([], "no usable row"),
-    ([{"question": "a", "answer": "no idea"}], "no usable row"),
-])  # fmt: skip
-def test_unusable_files(tmp_path, rows, message):
-    with pytest.raises(ValueError, match=message):
-        data.load(write_rows(tmp_path / "a.jsonl", *rows), "train")
-
-
 # --- the hub and real data ------------------------------------------------------------------------
 
 

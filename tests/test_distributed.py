@@ -89,7 +89,7 @@ UPDATES = [  # the advantages of each round, and what the update is told
     ([[1.0, -0.5, 2.0]] * 2, {}),
     ([[1.0, 0.0, 0.0]] * 2, {}),  # one process has no completion with a gradient
     ([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], {}),  # then neither has
-    ([[1.0, -0.5, 0.0]] * 2, {"loss_mean": "sequence", "epochs": 2, "micro_tokens": 8}),
+    ([[1.0, -0.5, 0.0]] * 2, {"loss_mean": "sequence", "epochs_per_round": 2, "micro_tokens": 8}),
     ([[1.0, 0.0, 0.0]] * 3, {"kl": 0.1}),
     (
         [[1.0, -0.5, 2.0]] * 2,

@@ -1,6 +1,6 @@
 """The documents: commands can be run, links resolve, tables are tables, equations name their code.
 
-They also promise what imports what, and what lies in the first listing. Both are checked here.
+They also promise what lies in the first listing, which is checked here.
 """
 
 import ast

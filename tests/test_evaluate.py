@@ -236,16 +236,3 @@ def test_the_script(checkpoint, tmp_path):
         assert len(line["right"]) == 4
         assert set(line["right"]) <= {0, 1}
     assert lines[0]["right"] == lines[6]["right"]  # the same model and seed
-
-
-@pytest.mark.parametrize("flags, word", [
-    (["--samples", "0"], "--samples"),
-    (["--samples", "x"], "--samples"),
-    (["--model", "nowhere"], "--model nowhere"),
-    (["--data", "nowhere"], "--data nowhere"),
-    (["--temperature", "0"], "--temperature"),
-])  # fmt: skip
-def test_bad_flags_are_one_sentence(script_says, flags, word):
-    message = script_says(evaluate, *flags)
-    assert word in message
-    assert len(message.splitlines()) == 1

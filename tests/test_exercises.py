@@ -150,11 +150,6 @@ def test_seeds_for_is_the_fewest():
 # --- running them ---------------------------------------------------------------------------------
 
 
-def test_an_exercise_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="there is no exercise 99"):
-        exercises.main(["99", "--out", str(tmp_path)])
-
-
 @pytest.mark.slow
 def test_an_exercise_from_end_to_end_and_again(tmp_path):
     refused = [exercise for exercise in EXERCISES if any(c.refused for c in exercise.commands)]

@@ -171,37 +171,6 @@ def test_step_ends_quietly_at_the_end_of_input(monkeypatch):
 # --- the command line -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (["--rollouts", "1"], "--advantage group compares the rollouts of one query"),
-        (["--rollouts", "0"], "--rollouts"),
-        (["--lr", "0"], "--lr"),
-        (["--lr", "nan"], "--lr"),
-        (["--kl", "-1"], "--kl"),
-        (["--kl", "inf"], "--kl"),
-        (["--seed", "-1"], "--seed"),
-        (["--query", "-1"], "--query"),
-        (["--max-new-tokens", "0"], "--max-new-tokens"),
-        (["--advantage", "best"], "invalid choice"),
-        (["--query", "100000"], "go from 0 to"),
-        (["--data", "nowhere"], "nowhere"),
-        (["--model", "./nowhere"], "nowhere"),
-        (["--step", "--html"], "not allowed with"),
-    ],
-)
-def test_bad_flags_get_one_sentence(flags, words, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        explain.main(flags)
-    said = capsys.readouterr()
-    code = stopped.value.code
-    text = code if isinstance(code, str) else said.err.strip()
-    assert code
-    assert words in text
-    assert "\n" not in text
-    assert not said.out
-
-
 @pytest.mark.slow
 def test_it_runs_as_a_script():
     command = [sys.executable, "-m", "lab.explain"]

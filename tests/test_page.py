@@ -42,7 +42,7 @@ def content(steps: int = 2, pieces: list[str] = NASTY, scale: float = 1.0) -> di
         moved = [[text, -1.0, -1.0 + scale * step * (-1) ** i] for i, text in enumerate(pieces)]
         return {"query": 0, "right": step > 0, "note": NASTY[0], "tokens": moved}
 
-    curve = {"last": 10, "reward": [[1, 0.2], [10, 0.8]],
+    curve = {"last": 10, "accuracy": [[1, 0.2], [10, 0.8]],
              "sets": [{"name": name, "evaluations": [[0, 0.2, 0.1], [10, 0.9, 0.1]]}
                       for name in ("train", "test")]}  # fmt: skip
     return {
@@ -146,16 +146,6 @@ def test_full_colour_is_for_nearly_the_largest_change():
     tokens = [["a", -1.0, -1.0 + i / 100] for i in range(101)]
     assert page.scale_of([{"tokens": tokens}]) == pytest.approx(0.95, abs=0.01)
     assert page.scale_of([{"tokens": [["a", -1.0, -1.0], ["…", None, None]]}]) == 1.0
-
-
-def test_a_run_without_samples_still_has_a_page(finished_run, tmp_path):
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copy(finished_run / name, tmp_path)
-    lines = [{k: v for k, v in line.items() if k != "samples"}
-             for line in read_log(finished_run, "evals")]  # fmt: skip
-    (tmp_path / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shown = page.page_of_run(tmp_path)
-    assert shown["queries"] == [] and "kept no completions" in shown["notes"][-1]
 
 
 def test_a_folder_without_a_run_gets_one_sentence(tmp_path):

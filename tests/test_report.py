@@ -316,10 +316,3 @@ def test_one_run_is_drawn_again_and_described(finished_run, tmp_path, monkeypatc
     report.main()
     assert (folder / "curve.png").exists()
     assert "pass@1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flags, word", [([], "folder"), (["nowhere"], "nowhere: is neither")])
-def test_a_folder_without_runs_is_refused_in_one_sentence(flags, word, script_says):
-    said = script_says(report, *flags)
-    assert word in said
-    assert len(said.splitlines()) == 1

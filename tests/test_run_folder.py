@@ -47,25 +47,6 @@ def test_a_damaged_log_is_named(tmp_path, content, message):
         read_lines(tmp_path / "log.jsonl")
 
 
-def test_logs_of_before_a_field_was_renamed_are_read(tmp_path):
-    """metrics.jsonl and evals.jsonl had cut, gap and largest_gap."""
-    old = [
-        {"round": 1, "reward": 0.5, "cut": 0.25, "gap": 1e-7, "largest_gap": 2e-6},
-        {"round": 2, "split": "test", "cut": 0.125, "right": [1, 0]},
-    ]
-    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
-    assert read_lines(tmp_path / "old.jsonl") == [
-        {
-            "round": 1,
-            "reward": 0.5,
-            "truncated": 0.25,
-            "sampler_mismatch": 1e-7,
-            "largest_sampler_mismatch": 2e-6,
-        },
-        {"round": 2, "split": "test", "truncated": 0.125, "right": [1, 0]},
-    ]
-
-
 def test_a_reader_never_meets_half_a_file(tmp_path, monkeypatch):
     """A failure while writing leaves the file as it was."""
     path = tmp_path / "summary.json"
@@ -188,12 +169,6 @@ def test_a_resume_with_other_problems_is_refused(small_run, problems, tmp_path, 
     shutil.copy(data / "test.jsonl", data / "train.jsonl")
     with pytest.raises(SystemExit, match="the problems of --data .*problems are not those"):
         small_run("a", "--data", str(data), "--rounds", "2", "--resume")
-    shutil.copy(problems / "train.jsonl", data)
-    config = tmp_path / "a" / "config.json"
-    without = {key: value for key, value in json.loads(config.read_text()).items()
-               if key != "data_hash"}  # as before there was a hash
-    config.write_text(json.dumps(without))
-    assert len(read_log(small_run("a", "--data", str(data), "--rounds", "2", "--resume"))) == 2
 
 
 # --- clock and signals ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import QUERIES, assert_equal_runs, is_paid, read_log, record_calls, write_rows
+from helpers import QUERIES, assert_equal_runs, is_paid, read_log, record_calls
 
 import bandit
 import rollout
@@ -67,8 +67,8 @@ def test_the_update_gets_every_flag_that_it_reads(small_run, coin_verifier, monk
     )  # fmt: skip
     ((_, _, _, config, reference), _, _) = update_calls[0]
     assert config == bandit.UpdateConfig(
-        loss_mean="sequence", max_new_tokens=6, epochs=2, clip_low=0.1, clip_high=0.3, kl=0.02,
-        kl_estimator="k2", correct_sampler=True,
+        loss_mean="sequence", max_new_tokens=6, epochs_per_round=2, clip_low=0.1, clip_high=0.3,
+        kl=0.02, kl_estimator="k2", correct_sampler=True,
     )  # fmt: skip
     assert reference is not None
 
@@ -198,39 +198,6 @@ def test_defaults_follow_the_models_size(checkpoint):
     assert paper.out.name == "model=Qwen_Qwen2.5-0.5B-Instruct,data=gsm8k"
 
 
-@pytest.mark.parametrize("flags, word", [
-    (["--model", "no-such-model"], "--model no-such-model"),
-    (["--data", "no-such-data"], "--data no-such-data"),
-    (["--batch-size", "25"], "--batch-size 25"),
-    (["--rounds", "0"], "--rounds: 0 must be at least 1"),
-    (["--lr", "-1"], "--lr"),
-    (["--lr", "much"], "--lr: much is not a number"),
-    (["--temperature", "0"], "--temperature"),
-    (["--advantage", "group"], "--advantage reward"),
-    (["--advantage", "best"], "--advantage"),
-    (["--kl", "nan"], "--kl"),
-    (["--right-reward", "inf"], "--right-reward"),
-    (["--kl-estimator", "k1"], "--kl-estimator"),
-    (["--clip-high", "0.28"], "--epochs-per-round"),
-    (["--wrong-reward=-1e29"], "--lr, --kl or a reward is too large"),
-    (["--queries", "100"], "--queries 100"),
-    (["--levels", "9"], "--levels"),
-    (["--resume"], "there is no run"),
-])  # fmt: skip
-def test_bad_input_is_one_sentence(small_run, capsys, flags, word):
-    with pytest.raises(SystemExit) as stop:
-        small_run("a", *flags)
-    assert stop.value.code != 0
-    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
-    assert word in message
-    assert len(message.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("rows, word", [
-    (['{"question": "a", "answer": "#### 1"}', '{"question"'], "train.jsonl, line 2"),
-    ([], "train.jsonl holds no usable row"),
-])  # fmt: skip
-def test_malformed_data_names_file_and_line(small_run, tmp_path, rows, word):
-    write_rows(tmp_path / "train.jsonl", *rows)
-    with pytest.raises(SystemExit, match=word):
-        small_run("a", "--data", str(tmp_path))
+def test_a_reward_that_no_gradient_can_hold_is_named(small_run):
+    with pytest.raises(SystemExit, match="--lr, --kl or a reward is too large"):
+        small_run("a", "--wrong-reward=-1e29")

@@ -1,1 +1,1 @@
-"""Two tiny problem sets and three tiny base models, and the scripts that make them."""
+"""Three tiny problem sets and three tiny base models, and the scripts that make them."""
