@@ -1,6 +1,6 @@
 """All marginal gains in one picture, from the tables that lab.report wrote.
 
-    python -m lab.forest results/full/table.csv results/teaching/table.csv --out results/forest.png
+    python -m lab.forest results/teaching/table.csv results/paper/table.csv --out results/forest.png
 
 A line for each setting of the paper's rungs, a point with its 95 % interval for each pair of model
 and set: left of zero the change took something away from the baseline, right of it it gave.
