@@ -170,11 +170,16 @@ def examples_in_words(samples: list[dict]) -> list[str]:
     lines = []
     for sample in samples[::2][: 2 * QUESTIONS_SHOWN]:
         verdict = "right" if sample["right"] else "wrong"
-        question = sample["prompt"].split(" Let's think")[0]
+        question = question_of(sample)
         if sample["policy"] == "before":
             lines += ["", f"  {question}   (answer: {sample['gold']})"]
         lines.append(f"    {sample['policy']:>6}, {verdict}: {sample['completion']!r}")
     return lines
+
+
+def question_of(sample: dict) -> str:
+    """The prompt of a line of samples.jsonl, without the instruction on the format."""
+    return sample["prompt"].split(" Let's think")[0]
 
 
 def gain_in_words(split: str, summary: dict, evals: list[dict]) -> str:

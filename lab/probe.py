@@ -403,11 +403,11 @@ def estimate_reference(policy: Policy, rounds: int, first_seed: int) -> torch.Te
     return total / rounds
 
 
-def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
+def load_policies(
+    args: argparse.Namespace, queries: list[data.Query]
+) -> Iterator[tuple[str, Policy]]:
     """Yield (name, policy): the base model, then the end of a run, which is made if need be."""
-    queries = data.load(args.data, "train")
-    if args.levels:
-        queries = [query for query in queries if query.level in args.levels]
+    folder = finished_run(args, len(queries))  # first, because another run is refused here
     base, tokenizer = rollout.load(args.model)
     models.set_threads(base, args.threads)
     prompts = data.encode(tokenizer, queries)
@@ -417,21 +417,6 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
     moments = Moments(zeros, zeros, 0)
     yield "base", Policy(base.eval(), tokenizer, queries, prompts, {}, moments, **shared)
 
-    folder = Path(args.run or Path(args.out) / "run")
-    if args.run and not checkpoint.list_checkpoints(folder):
-        raise ValueError(f"--run {folder}: there is no run with a checkpoint")
-    if not args.run:
-        # A run that was stopped goes on. One of other flags is refused by --resume.
-        resume = ["--resume"] if checkpoint.list_checkpoints(folder) else []
-        batch_size = min(256, len(queries))
-        levels = ["--levels", *map(str, args.levels)] if args.levels else []
-        train.main([
-            "--model", args.model, "--data", args.data, "--out", str(folder), *levels,
-            "--advantage", "window", "--window", str(WINDOW), "--batch-size", str(batch_size),
-            "--rounds", str(args.run_rounds), "--max-new-tokens", str(args.max_new_tokens),
-            "--temperature", str(args.temperature), "--eval-every", "0", "--eval-samples", "1",
-            *resume,
-        ])  # fmt: skip
     state = checkpoint.load_newest(folder)
     model = base  # its weights are replaced; a second model would take as much memory again
     optimizer.MasterWeights(model).load_state_dict(state["model"])
@@ -443,6 +428,25 @@ def load_policies(args: argparse.Namespace) -> Iterator[tuple[str, Policy]]:
     windows = state["windows"]
     name = f"round {state['round']}"
     yield name, Policy(model.eval(), tokenizer, queries, prompts, windows, moments, **shared)
+
+
+def finished_run(args: argparse.Namespace, queries: int) -> Path:
+    """The folder of --run, or of a run that is made here; queries: how many there are."""
+    folder = Path(args.run or Path(args.out) / "run")
+    has_begun = bool(checkpoint.list_checkpoints(folder))
+    if args.run and not has_begun:
+        raise ValueError(f"--run {folder}: there is no run with a checkpoint")
+    if not args.run:
+        # A run that was stopped goes on. One of other flags is refused by --resume.
+        levels = ["--levels", *map(str, args.levels)] if args.levels else []
+        train.main([
+            "--model", args.model, "--data", args.data, "--out", str(folder), *levels,
+            "--advantage", "window", "--window", str(WINDOW), "--batch-size",
+            str(min(256, queries)), "--rounds", str(args.run_rounds), "--max-new-tokens",
+            str(args.max_new_tokens), "--temperature", str(args.temperature), "--eval-every", "0",
+            "--eval-samples", "1", *["--resume"] * has_begun,
+        ])  # fmt: skip
+    return folder
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -573,8 +577,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         settings = {text: to_setting(text) for text in args.settings or []} or SETTINGS
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        for name, policy in load_policies(args):
-            check_sizes(policy, settings, args.scored)
+        queries = data.load(args.data, "train")
+        if args.levels:
+            queries = [query for query in queries if query.level in args.levels]
+        check_sizes(len(queries), settings, args.scored)
+        for name, policy in load_policies(args, queries):
             # Without histories the window's advantage would be the raw reward.
             known = {
                 name: setting
@@ -588,13 +595,13 @@ def main(argv: list[str] | None = None) -> None:
     write_report(args, found, scores)
 
 
-def check_sizes(policy: Policy, settings: dict[str, Setting], scored: int) -> None:
+def check_sizes(queries: int, settings: dict[str, Setting], scored: int) -> None:
     """Raise ValueError if a round asks for more queries than there are."""
     needed = {f'"{name}"': setting.queries for name, setting in settings.items()}
     needed |= {"the reference": REFERENCE.queries, f"--scored {scored}": scored}
     for name, count in needed.items():
-        if count > len(policy.queries):
-            raise ValueError(f"{name} needs {count} queries, and there are {len(policy.queries)}")
+        if count > queries:
+            raise ValueError(f"{name} needs {count} queries, and there are {queries}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infra import flags
-from infra.curve import QUESTIONS_SHOWN, account, draw_curve, first_and_last
+from infra.curve import QUESTIONS_SHOWN, account, draw_curve, first_and_last, question_of
 from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, standard_error, t_interval
 from infra.run_folder import read_lines, read_text
 from lab.forest import draw_forest
@@ -280,7 +280,7 @@ def samples_in_words(run: Run) -> list[str]:
     for query in range(QUESTIONS_SHOWN):
         samples = [line for line in lines if line["query"] == query]
         if samples:
-            question = code(samples[0]["prompt"].split(" Let's think")[0])
+            question = code(question_of(samples[0]))
             text.append(f"{question} (answer: {code(samples[0]['gold'])})\n")
         for sample in samples[::2]:
             text.append(

@@ -140,9 +140,11 @@ def test_a_mistake_is_answered_by_a_sentence(
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
     with pytest.raises(SystemExit) as stop:
         MAINS[script]()
-    said = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    printed = capsys.readouterr()
+    said = stop.value.code if isinstance(stop.value.code, str) else printed.err
     assert (stop.value.code if isinstance(stop.value.code, int) else 1) == int(status)
     sentence = said.strip().splitlines()[-1]
     assert word.format(T=folder, LONG=LONG) in sentence
     assert len(said.strip().splitlines()) == 1
+    assert not printed.out or script != "explain"
     assert not RunFolder(folder / "new", {}).holds_a_run()
