@@ -18,9 +18,10 @@ from infra.curve import COLORS, GREY, MARKERS
 from infra.flags import FlagParser
 
 RUNGS = ("advantage", "rollouts", "batch", "split", "window", "controls")  # the paper's, and ours
-PANELS = [
-    f"gain, {split}, equal {axis}" for split in ("test", "train") for axis in ("rounds", "rollouts")
-]
+PANELS = (
+    "gain, test, equal rounds", "gain, test greedy, equal rounds", "gain, test, equal rollouts",
+    "gain, train, equal rounds", "gain, train, equal rollouts",
+)  # fmt: skip
 INTERVAL = re.compile(r"([+-][\d.]+) ± ([\d.]+)")
 
 # By panel, setting and pair: seeds, mean gain, half of its interval.
@@ -90,7 +91,8 @@ def draw_forest(paths: Sequence[Path], picture: Path) -> None:
             if settings[place][0] != settings[place - 1][0]:  # between two rungs
                 axis.axhline(place - 0.5, color=GREY, linewidth=0.5, linestyle=":")
         axis.set_title(panel.removeprefix("gain, "), fontsize=10)
-        axis.set_xlabel("gain in pass@1 over the baseline")
+        measure = "greedy accuracy" if "greedy" in panel else "pass@1"
+        axis.set_xlabel(f"gain in {measure} over the baseline")
     first = axes[0][0]
     first.set_yticks(range(len(settings)), [f"{rung}: {setting}" for rung, setting in settings])
     first.set_ylim(len(settings) - 0.5, -0.5)

@@ -17,13 +17,12 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from infra import flags
 from infra.curve import QUESTIONS_SHOWN, account, draw_curve, first_and_last, question_of
-from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, standard_error, t_interval
+from infra.intervals import LEVEL, Interval, holm, odd_seed, p_value, t_interval
 from infra.run_folder import read_lines, read_text
 from lab.forest import draw_forest
 from lab.report_runs import (
@@ -32,7 +31,11 @@ from lab.report_runs import (
     PlanLine,
     Run,
     Runs,
+    best_round,
+    differences,
     draw_settings,
+    gain,
+    greedy_differences,
     read_pair,
     reason_of,
 )
@@ -75,63 +78,6 @@ def direction(interval: Interval) -> str:
     return "less" if mean < -half else "same"
 
 
-# --- comparing runs -------------------------------------------------------------------------------
-
-
-def differences(
-    runs: Runs, setting: str, base: str, split: str, axis: str = "rounds"
-) -> list[float]:
-    """setting - base in pass@1, for each seed that both have.
-
-    axis: what is equal for the two, "rounds", "rollouts" or "seconds". They are compared where the
-        shorter of the two ends.
-
-    The train set of a run is the queries that it trains on. Where these are others (--queries,
-    --levels), the two are not compared on it.
-    """
-    found = []
-    for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
-        one, other = runs[setting][seed], runs[base][seed]
-        chosen = [[run.config.get(name) for name in ("queries", "levels")] for run in (one, other)]
-        if split == "train" and chosen[0] != chosen[1]:
-            continue
-        place = min(one.axes[axis][-1], other.axes[axis][-1])
-        # Before its first evaluation after round 0, a run has no curve to read.
-        if place >= max(one.axes[axis][1], other.axes[axis][1]):
-            value = pass_at_1(one, split, axis, place)
-            found.append(value - pass_at_1(other, split, axis, place))
-    return found
-
-
-def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
-    """The interval of these differences."""
-    return t_interval(differences(runs, setting, base, split, axis))
-
-
-def pass_at_1(run: Run, split: str, axis: str, place: float) -> float:
-    """pass@1 at a place on the axis; between two evaluations, on the line between them."""
-    return np.interp(place, run.axes[axis], run.pass_at_1[split])
-
-
-class BestRound(NamedTuple):
-    round: int
-    pass_at_1: float
-    collapsed: bool
-
-
-def best_round(run: Run) -> BestRound:
-    """The best round, chosen on the even test queries, and its pass@1 on the odd ones.
-
-    Two halves, so that luck in the choice does not raise the figure. The run has collapsed if its
-    end is worse than its best round by more than 3 standard errors, on the odd queries.
-    """
-    right = run.right["test"]
-    best = right[:, ::2].mean(axis=1).argmax()
-    drop = right[best, 1::2] - right[-1, 1::2]
-    collapsed = bool(drop.mean() > 3 * standard_error(drop))
-    return BestRound(run.axes["rounds"][best], right[best, 1::2].mean(), collapsed)
-
-
 # --- tables and sentences -------------------------------------------------------------------------
 
 
@@ -149,6 +95,7 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
             return ""
         return interval_text(gain(runs, setting, base, split, axis))
 
+    greedy = t_interval(greedy_differences(runs, setting, BASELINE))
     entropies = np.mean([first_and_last(run.entropy) for run in seeds], axis=0)
     key = pass_at_k_key(seeds[0].summary)
     pass_at_k = f"{mean(key + '_before')} → {mean(key + '_after')}" if key else ""
@@ -164,6 +111,7 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "gain, test, equal rounds": gain_text(BASELINE, "test", "rounds"),
         "gain, test, equal rollouts": gain_text(long, "test", "rollouts"),
         "test greedy": f"{mean('test_greedy_before')} → {mean('test_greedy_after')}",
+        "gain, test greedy, equal rounds": "" if setting == BASELINE else interval_text(greedy),
         "entropy": "{:.2f} → {:.2f}".format(*entropies),
         key.replace("_", " ") if key else "test pass@k": pass_at_k,
         "best round": f"{best_at:.0f}: {best_value:.3f}",
@@ -248,10 +196,13 @@ def direct_in_words(runs: Runs, rung: str) -> list[str]:
         for one, other, why in DIRECT[rung]
         if one in runs and other in runs
     }
-    lines = [
-        f"- {pair} on the test set: {interval_text(t_interval(values))} ({why})"
-        for pair, (values, why) in found.items()
-    ]
+    lines = []
+    for pair, (values, why) in found.items():
+        greedy = interval_text(t_interval(greedy_differences(runs, *pair.split(" - "))))
+        lines.append(
+            f"- {pair} on the test set: {interval_text(t_interval(values))}, in greedy accuracy "
+            f"{greedy} ({why})"
+        )
     p_values = {pair: p_value(values) for pair, (values, _) in found.items() if len(values) > 1}
     if len(p_values) > 1:
         lines += ["", holm_in_words(p_values)]
@@ -394,8 +345,9 @@ HOW_TO_READ = (
     "the baseline that went on for eight times the rounds, where the shorter of the two ends, if "
     "both had been evaluated by then; extra rollouts are counted. Best round: chosen on half of "
     "the test queries, pass@1 on the other half. train pass@1 is on the queries trained on, which "
-    "`--queries` and `--levels` choose: then there is no gain on the train set. Entropy: nats a "
-    "token, of the rollouts of the first and of the last tenth of the rounds."
+    "`--queries` and `--levels` choose: then there is no gain on the train set. Greedy accuracy is "
+    "measured before and after a run only. Entropy: nats a token, of the rollouts of the first and "
+    "of the last tenth of the rounds."
 )
 
 
@@ -424,21 +376,26 @@ def rung_section(
 
 
 def pairs_section(pairs: dict[str, Runs], plan: Iterable[PlanLine]) -> list[str]:
-    """Each setting's gain on the test set at equal rounds, a column for each pair."""
-    rows = []
-    for setting in dict.fromkeys(line.setting for line in plan):
-        count = sum(setting in runs and BASELINE in runs for runs in pairs.values())
-        if setting in (BASELINE, LONG) or count < 2:
-            continue
-        gains = {
-            pair: interval_text(gain(runs, setting, BASELINE, "test"))
-            for pair, runs in pairs.items()
-        }
-        rows.append({"setting": setting, **gains})
-    if not rows:
-        return []
-    title = "## All pairs: gain over the baseline on the test set, at equal rounds"
-    return [title, "", *markdown_table(rows), ""]
+    """Each setting's gains on the test set at equal rounds, a column for each pair."""
+    measures = {
+        "pass@1": lambda runs, setting: differences(runs, setting, BASELINE, "test"),
+        "greedy accuracy": lambda runs, setting: greedy_differences(runs, setting, BASELINE),
+    }
+    text = []
+    for measure, measured in measures.items():
+        rows = []
+        for setting in dict.fromkeys(line.setting for line in plan):
+            count = sum(setting in runs and BASELINE in runs for runs in pairs.values())
+            if setting not in (BASELINE, LONG) and count > 1:
+                gains = {
+                    pair: interval_text(t_interval(measured(runs, setting)))
+                    for pair, runs in pairs.items()
+                }
+                rows.append({"setting": setting, **gains})
+        if rows:
+            title = f"## All pairs: gain over the baseline in test {measure}, at equal rounds"
+            text += [title, "", *markdown_table(rows), ""]
+    return text
 
 
 def main() -> None:

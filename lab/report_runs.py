@@ -1,4 +1,4 @@
-"""The runs of ablate.sh: read from their folders, and drawn as learning curves."""
+"""The runs of ablate.sh: read from their folders, compared, and drawn as learning curves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image  # comes with matplotlib
 
 from infra.curve import COLORS, GREY, MARKERS  # this makes matplotlib draw into files only
+from infra.intervals import Interval, standard_error, t_interval
 from infra.run_folder import read_json, read_lines
 
 BASELINE = "32x1"
@@ -104,6 +105,76 @@ def read_pair(folder: Path, describe: Callable[[Run], None]) -> tuple[Runs, list
             reason = reason_of(error)
             left_out.append(reason if str(path) in reason else f"{path}: {reason}")
     return runs, left_out
+
+
+# --- comparing runs -------------------------------------------------------------------------------
+
+
+def differences(
+    runs: Runs, setting: str, base: str, split: str, axis: str = "rounds"
+) -> list[float]:
+    """setting - base in pass@1, for each seed that both have.
+
+    axis: what is equal for the two, "rounds", "rollouts" or "seconds". They are compared where the
+        shorter of the two ends.
+
+    The train set of a run is the queries that it trains on. Where these are others (--queries,
+    --levels), the two are not compared on it.
+    """
+    found = []
+    for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
+        one, other = runs[setting][seed], runs[base][seed]
+        chosen = [[run.config.get(name) for name in ("queries", "levels")] for run in (one, other)]
+        if split == "train" and chosen[0] != chosen[1]:
+            continue
+        place = min(one.axes[axis][-1], other.axes[axis][-1])
+        # Before its first evaluation after round 0, a run has no curve to read.
+        if place >= max(one.axes[axis][1], other.axes[axis][1]):
+            value = pass_at_1(one, split, axis, place)
+            found.append(value - pass_at_1(other, split, axis, place))
+    return found
+
+
+def gain(runs: Runs, setting: str, base: str, split: str, axis: str = "rounds") -> Interval:
+    """The interval of these differences."""
+    return t_interval(differences(runs, setting, base, split, axis))
+
+
+def greedy_differences(runs: Runs, setting: str, base: str) -> list[float]:
+    """setting - base in greedy accuracy on the test set, for each seed that both have.
+
+    It is measured before and after a run only, so both must have the same number of rounds.
+    """
+    found = []
+    for seed in sorted(set(runs.get(setting, {})) & set(runs.get(base, {}))):
+        one, other = runs[setting][seed], runs[base][seed]
+        if one.axes["rounds"][-1] == other.axes["rounds"][-1]:
+            found.append(one.summary["test_greedy_after"] - other.summary["test_greedy_after"])
+    return found
+
+
+def pass_at_1(run: Run, split: str, axis: str, place: float) -> float:
+    """pass@1 at a place on the axis; between two evaluations, on the line between them."""
+    return np.interp(place, run.axes[axis], run.pass_at_1[split])
+
+
+class BestRound(NamedTuple):
+    round: int
+    pass_at_1: float
+    collapsed: bool
+
+
+def best_round(run: Run) -> BestRound:
+    """The best round, chosen on the even test queries, and its pass@1 on the odd ones.
+
+    Two halves, so that luck in the choice does not raise the figure. The run has collapsed if its
+    end is worse than its best round by more than 3 standard errors, on the odd queries.
+    """
+    right = run.right["test"]
+    best = right[:, ::2].mean(axis=1).argmax()
+    drop = right[best, 1::2] - right[-1, 1::2]
+    collapsed = bool(drop.mean() > 3 * standard_error(drop))
+    return BestRound(run.axes["rounds"][best], right[best, 1::2].mean(), collapsed)
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import pytest
 from infra import intervals
 from infra.intervals import Interval
 from lab import report
-from lab.report import BestRound, PlanLine
-from lab.report_runs import Run, read_pair, read_run
+from lab.report_runs import BestRound, PlanLine, Run, read_pair, read_run
 
 # --- intervals ------------------------------------------------------------------------------------
 
@@ -50,10 +49,11 @@ def test_the_interval_covers_the_true_mean_in_95_of_100_samples(seeds):
 # --- comparing runs -------------------------------------------------------------------------------
 
 
-def make_run(rounds=(0, 10), test=(0.2, 0.5), rollouts=(0, 320), right=None) -> Run:
+def make_run(rounds=(0, 10), test=(0.2, 0.5), rollouts=(0, 320), right=None, greedy=0.7) -> Run:
     """A run as read_run returns it, with these evaluations of the test set."""
     axes = {"rounds": np.array(rounds), "rollouts": np.array(rollouts)}
-    return Run(None, {}, {}, axes, {"test": np.array(test)}, {"test": right}, None)
+    summary = {"test_greedy_after": greedy}
+    return Run(None, {}, summary, axes, {"test": np.array(test)}, {"test": right}, None)
 
 
 def make_seeds(value: float, slope: float = 0.0) -> dict[int, Run]:
@@ -91,6 +91,16 @@ def test_there_is_no_gain_between_different_train_sets():
     assert report.differences(runs, "easy", "32x1", "train") == []
 
 
+def test_greedy_accuracies_are_paired_by_seed_after_equally_many_rounds():
+    runs = {
+        "32x1": {seed: make_run(greedy=0.7 + seed / 10) for seed in (0, 1, 2)},
+        "32x8": {seed: make_run(greedy=0.9 + seed / 10) for seed in (2, 1, 3)},
+        "long": {0: make_run((0, 10, 80), (0.2, 0.3, 0.9), (0, 320, 2560), greedy=0.99)},
+    }
+    assert report.greedy_differences(runs, "32x8", "32x1") == pytest.approx([0.2, 0.2])
+    assert report.greedy_differences(runs, "long", "32x1") == []
+
+
 def test_the_best_round_is_not_scored_on_the_queries_that_chose_it():
     right = np.zeros((3, 40), dtype=int)
     right[1, ::2] = 1  # a lucky evaluation of the half that chooses
@@ -121,6 +131,8 @@ def test_the_table_of_all_pairs():
         "|---|---|---|",
         "| 32x8 | +0.100 ± 0.000 | -0.050 ± 0.000 |",
     ]
+    assert "greedy accuracy" in text[6]
+    assert text[10] == "| 32x8 | +0.000 ± 0.000 | +0.000 ± 0.000 |"
     assert report.pairs_section({"one": one}, plan) == []
 
 
@@ -161,8 +173,9 @@ def test_settings_are_compared_with_each_other_directly():
         "256x1": make_seeds(0.65, 0.05),
     }
     lines = report.direct_in_words(runs, "controls")
-    assert lines[0].startswith("- 32x8 - 32x8-raw on the test set: -0.050 ± 0.000 (")
-    assert lines[1].startswith("- 32x8-raw - 256x1 on the test set: -0.040 ± 0.099 (")
+    greedy = "in greedy accuracy +0.000 ± 0.000 ("
+    assert lines[0].startswith(f"- 32x8 - 32x8-raw on the test set: -0.050 ± 0.000, {greedy}")
+    assert lines[1].startswith(f"- 32x8-raw - 256x1 on the test set: -0.040 ± 0.099, {greedy}")
     assert lines[-1].endswith("for 2 comparisons these differ: 32x8 - 32x8-raw.")
 
 
