@@ -40,14 +40,17 @@ def own_rate_differences() -> list[Interval]:
 
 def over_pairs() -> list[Interval]:
     """Of every two settings in results/paper that the same pairs of model and set have: t over the
-    pairs' differences in mean test pass@1."""
-    reached: dict[str, dict[str, float]] = {}
+    pairs' differences in mean test pass@1, and in greedy accuracy."""
+    reached: dict[str, dict[str, tuple[float, float]]] = {}
     for row in csv.DictReader((RESULTS / "paper" / "table.csv").open()):
-        reached.setdefault(row["setting"], {})[row["pair"]] = float(row["test pass@1"])
+        greedy = row["test greedy"].split(" → ")[1]
+        ends = float(row["test pass@1"]), float(greedy)
+        reached.setdefault(row["setting"], {})[row["pair"]] = ends
     return [
-        t_interval([reached[one][pair] - reached[other][pair] for pair in reached[one]])
+        t_interval([reached[one][pair][i] - reached[other][pair][i] for pair in reached[one]])
         for one, other in itertools.permutations(reached, 2)
         if reached[one].keys() == reached[other].keys()
+        for i in (0, 1)
     ]
 
 
