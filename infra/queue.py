@@ -184,7 +184,8 @@ class Queue:
         if has_results and path.exists():
             before = shlex.split(path.read_text())
             place = before.index("train.py") if "train.py" in before else 0
-            if before[place:] != words[words.index("train.py") :]:  # PYTHON may differ
+            # PYTHON may differ, and so may --out, the last two words, if the folder was moved.
+            if before[place:-2] != words[words.index("train.py") : -2]:
                 self.fail(folder, "was run with other flags (see its file command); name another "
                                   "OUT")  # fmt: skip
                 return

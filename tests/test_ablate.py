@@ -164,6 +164,11 @@ def test_what_is_not_finished_is_reported(fake):
     assert set(starts.values()) == {"new\n"}
     other = ablate("advantage", check=False, **fake | {"DATA": fake["PYTHON"], "FLAGS": "--x 2"})
     assert other.stderr.count("was run with other flags") == 3
+    # A folder that was moved is the same one.
+    moved = fake["OUT"] + "-moved"
+    Path(fake["OUT"]).rename(moved)
+    again = ablate(check=False, **fake | {"OUT": moved, "DATA": fake["PYTHON"], "FLAGS": "--x 1"})
+    assert "other flags" not in again.stderr and again.stderr.count("/seed-0: ") == 2
 
 
 def test_a_start_that_never_ran_blocks_nothing(fake):
