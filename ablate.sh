@@ -10,8 +10,7 @@
 #
 # Variables override the defaults: MODEL, DATA and SEEDS (lists, as in SEEDS="0 1"), ROUNDS, LR,
 # JOBS (runs at a time), OUT (the folder), PYTHON, and FLAGS (added to every command). The same
-# command again goes on: finished runs are skipped, stopped ones (Ctrl-C) are resumed
-# (infra/queue.py). Then `python -m lab.report $OUT` writes the report.
+# command again goes on where it was stopped. Then `python -m lab.report $OUT` writes the report.
 set -aeuo pipefail  # -a, because infra/queue.py reads the variables
 HERE=$PWD && cd "$(dirname "$0")"
 ALWAYS=baseline  # the rung that comes with any other
@@ -76,7 +75,8 @@ controls
 rate
   32x8@own         --lr 3e-4 --advantage group --rollouts 8
   32x8-raw@own     --lr 3e-4 --rollouts 8
-  256x1@own        --lr 1e-3 --batch-size 256
+  256x1@own        --lr 3e-4 --batch-size 256
+  256x1@1e-3       --lr 1e-3 --batch-size 256
   256x1-mean@own   --lr 3e-4 --advantage batch-centered --batch-size 256
   256x1-window@own --lr 3e-4 --advantage window --window 8 --batch-size 256
   32x1-epochs8     --epochs-per-round 8
