@@ -199,7 +199,7 @@ class Advantage(NamedTuple):
     formula: str
     source: str
     expected: Expected  # the update
-    needs_spread: bool = False  # whether rewards that are all equal give exactly 0
+    needs_spread: bool = False  # whether two or more equal rewards give exactly 0
 
 
 # To add an advantage, add a row and run tests/test_estimators.py (docs/your_own.md).
@@ -435,7 +435,10 @@ class MicroBatch:
     reference_logprobs: torch.Tensor | None = None
 
     def keep_old_logprobs(self, logprobs: torch.Tensor) -> None:
-        """Before the first step the policy is still the one that sampled."""
+        """Before the first step the policy is still the one that sampled.
+
+        The other tensors move to the device of its log-probabilities.
+        """
         self.old_logprobs = logprobs.detach()
         self.advantages = self.advantages.to(logprobs)  # its device and number format
         self.weights = self.weights.to(logprobs)

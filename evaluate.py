@@ -46,8 +46,8 @@ Scorer = Callable[[str, data.Query], tuple[float, bool, bool]]
 
 
 class Grades(NamedTuple):
-    right: np.ndarray  # bool: the answer, in the asked format, equals the gold one
-    in_format: np.ndarray  # bool: there is an answer in the asked format
+    right: np.ndarray  # bool: the scorer calls it right
+    in_format: np.ndarray  # bool: an answer in the asked format; with a reward file always True
     texts: list[str]  # the completions
     paid: np.ndarray  # float: the rewards
 
@@ -73,7 +73,8 @@ def grade(
 ) -> Grades:  # fmt: skip
     """Grade rollouts, ordered query by query with equally many of each.
 
-    The last number of a truncated completion may be half a number, so no scorer gets to see it.
+    A truncated completion loses an answer at its very end (after ####, or in a box without
+    braces), because it may be half a number. A scorer that reads other numbers sees all of them.
     score: by default the verifier, which pays 1 or 0.
     """
     score = score or scorer()
@@ -289,8 +290,8 @@ def eval_samples(
 
 
 def sample_lines(args: Namespace, state: TrainState, sets: data.ProblemSets) -> list[dict]:
-    """The lines of samples.jsonl: two completions of each of the first four test queries, before
-    and after, with the log-probabilities of their tokens under both policies."""
+    """The lines of samples.jsonl: two completions of each of the first SHOWN test queries,
+    before and after, with the log-probabilities of their tokens under both policies."""
     policies = {"before": state.load_base_model(), "after": state.model}
     queries = sets.test[:SHOWN]
     prompts = data.encode(state.tokenizer, queries)
@@ -340,7 +341,8 @@ def main() -> None:
     flag("--samples", type=count, default=16, help="completions a query")
     flag("--temperature", type=flags.within(0.01, 100.0), default=1.0,
          help="greedy is always shown too")
-    flag("--max-new-tokens", type=count, default=64, help="train.py's is 1024 if not tiny")
+    flag("--max-new-tokens", type=count,
+         help="bound on a completion (default: 64, or 1024 if --model is not tiny)")
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
     flag("--out", type=flags.path,
@@ -354,6 +356,8 @@ def main() -> None:
 
 def compare(args: Namespace) -> None:
     """Print what the flags ask for; raise ValueError, in one sentence, for bad ones."""
+    if args.against == args.model:
+        raise ValueError(f"--against {args.against} is --model itself")
     score = scorer(args.reward)
     queries = data.load(args.data, args.split, needs_gold=not args.reward)[: args.queries]
     names = [name for name in (args.model, args.against) if name]
@@ -363,10 +367,10 @@ def compare(args: Namespace) -> None:
         open(args.out, "a").close()  # fail now, not after the sampling
 
     rates = {}
-    sampling = {"max_new_tokens": args.max_new_tokens, "cache_tokens": args.cache_tokens}
-    sampling["score"] = score
+    longest = args.max_new_tokens or (64 if models.is_tiny(args.model) else 1024)
+    sampling = {"max_new_tokens": longest, "cache_tokens": args.cache_tokens, "score": score}
     for number, name in enumerate(names):
-        right, in_format, _ = sample_and_grade(
+        right, in_format, rollouts = sample_and_grade(
             *loaded[name], queries, args.samples, temperature=args.temperature, seed=args.seed,
             progress=f"{name}, sampled", **sampling,
         )  # fmt: skip
@@ -379,6 +383,8 @@ def compare(args: Namespace) -> None:
             f"samples at temperature {args.temperature:g}; value ± standard error"
         )
         print_figures(queries, right, greedy[:, 0], None if args.reward else in_format)
+        truncated = np.mean([one.truncated for one in rollouts])
+        print(f"  cut at {longest} tokens  {truncated:.3f}")
         if args.out:
             with open(args.out, "a" if number else "w") as file:
                 for i, query in enumerate(queries):
@@ -389,10 +395,10 @@ def compare(args: Namespace) -> None:
         print(f"\na JSON line per query: {Path(args.out)}")
     if args.against:
         value, se = mean_and_se(rates[args.model] - rates[args.against])
-        low, high = value - 1.96 * se, value + 1.96 * se
+        interval = f"[{value - 1.96 * se:+.3f}, {value + 1.96 * se:+.3f}]"
         print(
             f"\n{args.model} - {args.against}: pass@1 {value:+.3f}, 95 % interval "
-            f"[{low:+.3f}, {high:+.3f}], paired over {len(queries)} queries"
+            f"{interval if len(queries) > 1 else 'unknown'}, paired over {len(queries)} queries"
         )
 
 

@@ -100,7 +100,7 @@ def find_boxes(text: str) -> list[Candidate]:
 
 
 def find_marks(text: str) -> list[Candidate]:
-    """The position of each #### near the last one, and the rest of its line."""
+    """The position of each #### near the last one, and the first line with text after it."""
     window = max(0, text.rfind("####") - LONGEST_BOX)
     return [(match.start(), match[1].strip()) for match in MARK.finditer(text, window)]
 
@@ -136,8 +136,8 @@ def is_correct(completion: str, gold: str, form: str | None = None) -> bool:
 
     completion: the text that the policy wrote
     gold:       the reference answer alone, without \boxed{} or ####
-    form:       the format that the prompt asked for, "####" or "boxed", is the only one paid;
-                None accepts both, and the later one counts
+    form:       "####" or "boxed": only an answer in this format counts, the one that the prompt
+                asked for. None: both formats count, and the later answer is judged
     """
     return judge(completion, gold, form).correct
 

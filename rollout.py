@@ -85,8 +85,7 @@ def sample(
         raise ValueError("a prompt has no tokens")
     if not prompts:
         return []
-    check_prompts(model, prompts, max_new_tokens, cache_tokens)
-    width = row_width(model, prompts, max_new_tokens)
+    width = check_prompts(model, prompts, max_new_tokens, cache_tokens)
     rows = min(len(prompts) * n, MAX_ROWS)
     decoder = decoder_for(model, rows, width, cache_tokens, compiled)
     indices = prompt_indices or range(len(prompts))
@@ -128,23 +127,22 @@ def decode_config(model: PreTrainedModel) -> DecodeConfig:
     return DECODE_CONFIGS.get(model.device.type, DECODE_CONFIGS["cpu"])
 
 
-def row_width(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many tokens a row of the cache must hold: the longest prompt and its completion."""
+def check_prompts(
+    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, cache_tokens: int | None
+) -> int:
+    """How many tokens a row of the cache must hold: the longest prompt and its completion.
+
+    Raises ValueError unless model and cache have room for them.
+    """
+    models.check_prompts(model, prompts, max_new_tokens)
     config = decode_config(model)
     # The last block of steps may run past the end.
     longest = max(map(len, prompts)) + max_new_tokens + config.steps_per_block
-    return memory.round_up(longest, config.length_multiple)
-
-
-def check_prompts(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, cache_tokens: int | None
-) -> None:
-    """Raise ValueError unless model and cache have room for each prompt and its completion."""
-    models.check_prompts(model, prompts, max_new_tokens)
-    width = row_width(model, prompts, max_new_tokens)
+    width = memory.round_up(longest, config.length_multiple)
     if cache_tokens is not None and cache_tokens < width:
         raise ValueError(f"--cache-tokens {cache_tokens} cannot hold one rollout: the longest "
                          f"prompt and --max-new-tokens need {width}")  # fmt: skip
+    return width
 
 
 # --- whether a model is served --------------------------------------------------------------------
@@ -309,8 +307,8 @@ def decoder_for(
         # Free memory varies, and a few rows do not justify a new cache.
         enough_rows = (0.8 if cache_tokens is None else 1) * min(rows, most_rows)
         if new_rows == rows:
-            # Memory is no limit, so all rows it is: a resumed run, whose decoder is a new one,
-            # must decode in the same order, because in another one sums are rounded differently.
+            # All rows fit. A resumed run has a new decoder, with all rows. An old one with fewer
+            # would decode in another order and round differently, so it is not used again.
             enough_rows = rows
         if decoder.rows >= enough_rows and (cache_tokens is None or decoder.rows <= most_rows):
             return decoder

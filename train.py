@@ -1,7 +1,7 @@
 """Reinforcement fine-tuning of a language model as a batched contextual bandit.
 
     python train.py                                    # the tiny default: a minute on a laptop
-    python train.py --advantage group --rollouts 8     # one design choice changed
+    python train.py --advantage group --rollouts 8     # GRPO's advantage, 8 rollouts a query
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k           # on one GPU
     torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k
 
@@ -40,7 +40,7 @@ from infra.seeding import Purpose, permutation, seed_for
 from infra.train_state import TrainState
 
 ROOT = Path(__file__).parent
-DEFAULTS = {  # of a tiny model, and of any other: the paper's (how many rounds it took is unknown)
+DEFAULTS = {  # (a tiny model, any other); the others are the paper's, but rounds and micro_tokens
     "rounds": (120, 1000), "max_new_tokens": (64, 1024), "lr": (1e-4, 1e-6), "kl": (0.0, 0.001),
     "eval_every": (40, 100), "micro_tokens": (2048, 8192),
 }  # fmt: skip
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
     parser = flags.FlagParser(description=__doc__)
     count, whole, amount = flags.at_least(1), flags.at_least(0), flags.at_least(0.0)
     positive, finite = flags.above(0.0), flags.above(-math.inf)
-    warmth = flags.within(0.01, 100.0)  # beyond them every token is as good as certain, or as any
+    warmth = flags.within(0.01, 100.0)  # below: as good as greedy; above: as good as uniform
     by_size = {
         name: f"(default: {tiny:g}, or {other:g} if the model is not tiny)"
         for name, (tiny, other) in DEFAULTS.items()
@@ -74,8 +74,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
     flag("--batch-size", type=count, default=32, help="B: queries a round")
     flag("--rollouts", type=count, default=1, help="n: completions of each query")
     flag("--baseline-rollouts", type=whole, default=0,
-         help="extra completions of each query, for the mean and std of its group: no gradient "
-              "(7 in the paper's 32 x 1 + 7)")
+         help="m: extra completions of each query. Their rewards enter the mean and std of its "
+              "group; they get no gradient (7 in the paper's 32 x 1 + 7)")
     flag("--temperature", type=warmth, default=1.0,
          help="of sampling, and of the log-probabilities in the loss")
     flag("--max-prompt-tokens", type=count, default=512,
@@ -139,7 +139,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
          help="of the samples of evaluations; greedy accuracy is measured too")
     flag("--eval-samples", type=count, default=16, help="k of the pass@k before and after")
     flag("--eval-queries", type=count, default=64, help="test queries for the pass@k")
-    flag("--seed", type=whole, default=0, help="of the order of the queries and of all sampling")
+    flag("--seed", type=whole, default=0,
+         help="of the order and the choice of the queries, and of all sampling")
     flag("--out", type=flags.path,
          help="the run's folder (default: a new one in runs/, named after changed flags)")
     flag("--resume", action="store_true",
@@ -169,7 +170,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 
 def amounts_to_check(args: Namespace) -> tuple[float, float]:
-    """What a right and a wrong answer pay; of a file, which may pay anything, what would suit."""
+    """What a right and a wrong answer pay. A file may pay anything, so its amounts always pass."""
     if not args.reward:
         return args.right_reward, args.wrong_reward
     return 1.0, -1.0 if bandit.ADVANTAGES[args.advantage].needs == "signs" else 0.0
@@ -364,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
-    """The error as a sentence for the user; raised again if the user did not cause it."""
+    """A ValueError, an OSError or a lack of memory as a sentence; others are raised again."""
     if isinstance(error, RewardFileError) and state is not None:
         return state.reward_failed(error)
     if isinstance(error, OSError) and state and state.saved >= 0:
