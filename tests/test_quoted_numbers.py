@@ -19,12 +19,13 @@ def read(path) -> str:
 
 
 def own_rate_runs() -> dict[str, dict[int, dict[str, float]]]:
-    """setting -> seed -> its row in numbers, of the seeds that are reported."""
+    """setting and rate -> seed -> its row in numbers, of the seeds that are reported."""
     found = {}
     for row in csv.DictReader((RESULTS / "own-rate" / "runs.csv").open()):
         numbers = {name: float(value) for name, value in row.items() if name != "setting"}
         if numbers["seed"] < 100:
-            found.setdefault(row["setting"], {})[int(row["seed"])] = numbers
+            name = f"{row['setting']} at {row['lr']}"
+            found.setdefault(name, {})[int(row["seed"])] = numbers
     return found
 
 
