@@ -365,12 +365,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def to_sentence(error: Exception, state: TrainState | None) -> object:
-    """A ValueError, an OSError or a lack of memory as a sentence; others are raised again."""
+    """The error as a sentence for the user; raised again if it is a bug, as far as one can tell."""
     if isinstance(error, RewardFileError) and state is not None:
         return state.reward_failed(error)
     if isinstance(error, OSError) and state and state.saved >= 0:
         return f"{error}; {run_folder.how_to_resume(state.args.out)} from round {state.saved}"
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError)) and not memory.is_bug(error):
         return error
     if memory.is_out_of_memory(error) and state is None:
         return "out of memory: the model is too large"

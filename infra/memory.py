@@ -1,11 +1,13 @@
 """Memory: what is free, what the sampler's cache may take, what to lower when it runs out."""
 
+import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+ROOT = Path(__file__).parent.parent
 CACHE_SHARE = 0.4  # of what weights and optimizer leave of a GPU; the update needs the rest
 OPTIMIZER_BYTES = 16  # still to come for each weight: gradient, two moments, a copy, in float32
 UNKNOWN = 4 * 2**30  # bytes that are assumed free where the system does not tell
@@ -68,11 +70,23 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_memory_error or any(phrase in str(error) for phrase in phrases)
 
 
+def is_bug(error: Exception) -> bool:
+    """Whether a ValueError comes from a line of this repository that is no `raise`.
+
+    Then it is a mistake in the code, perhaps in the reader's edit, and needs its traceback.
+    """
+    lines = traceback.extract_tb(error.__traceback__)
+    if not lines or not isinstance(error, ValueError):
+        return False
+    is_ours = ROOT in Path(lines[-1].filename).parents and "site-packages" not in lines[-1].filename
+    return is_ours and not lines[-1].line.startswith("raise")
+
+
 def in_words(error: Exception) -> object:
     """What a script that only samples says of an error; raised again if it is a bug."""
     if is_out_of_memory(error):
         return "out of memory: lower --cache-tokens or --max-new-tokens"
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError)) and not is_bug(error):
         return error
     raise error
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import data
 from infra import memory, models
 
 
@@ -82,3 +83,14 @@ def test_what_to_lower(part, changed, advice):
         "cached_tokens": 10_000,
     }
     assert advice in memory.what_to_lower(part, **(settings | changed))
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback():
+    """A ValueError of a `raise` is a sentence for the user; that of another line is a bug."""
+    with pytest.raises(ValueError) as refused:
+        data.load("nowhere.jsonl", "train")
+    assert "nowhere.jsonl" in str(memory.in_words(refused.value))
+    with pytest.raises(ValueError) as mistake:
+        list(zip([1], [1, 2], strict=True))
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        memory.in_words(mistake.value)
