@@ -2,7 +2,7 @@
 
     python -m lab.report runs/default       # one run: draw curve.png again and print its account
     python -m lab.report runs/ablate --out results/teaching
-                                            # the runs of ablate.sh: report.md, table.csv, figures
+                        # the runs of ablate.sh: report.md, table.csv, runs.csv (all seeds), figures
 
 A gain is the mean over seeds of the difference to the baseline of the same seed. Its 95 % interval
 is Student's t: three seeds are few, and a percentile bootstrap of three would cover 74 %. Settings
@@ -119,6 +119,15 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
         "rollouts": mean("rollouts", digits=0),
         "seconds": f"{np.mean([run.summary['seconds'] for run in seeds]):.0f}",
     }
+
+
+def run_row(pair: str, setting: str, run: Run) -> dict[str, object]:
+    """The line of one run in runs.csv, from which any two settings can be compared."""
+    facts = {"pair": pair, "setting": setting, "lr": run.config["lr"], "seed": run.config["seed"]}
+    facts |= {name: run.summary[name] for name in ("rounds", "rollouts")}
+    measured = ("train_pass@1_after", "test_pass@1_after", "test_greedy_after")
+    shown = {name.replace("_", " "): f"{run.summary[name]:.3f}" for name in measured}
+    return facts | shown
 
 
 def pass_at_k_key(summary: dict) -> str | None:
@@ -264,7 +273,7 @@ def moved_tokens(sample: dict, count: int = 3) -> str:
 
 
 def write_report(folder: Path, out: Path) -> Path:
-    """Write report.md, table.csv and the figures of all runs in a folder into `out`.
+    """Write report.md, table.csv, runs.csv and the figures of all runs in a folder into `out`.
 
     Returns the path of report.md.
     """
@@ -295,6 +304,10 @@ def write_report(folder: Path, out: Path) -> Path:
     title = ["# Report of the experiment pipeline", ""]
     (out / "report.md").write_text("\n".join(title + pairs_section(pairs, plan) + text) + "\n")
     write_table(out / "table.csv", table)
+    write_table(out / "runs.csv", [
+        run_row(pair, setting, run)
+        for pair, runs in pairs.items() for setting, seeds in runs.items() for run in seeds.values()
+    ])  # fmt: skip
     draw_forest([out / "table.csv"], out / "forest.png")
     return out / "report.md"
 
@@ -302,7 +315,7 @@ def write_report(folder: Path, out: Path) -> Path:
 def describe(run: Run) -> None:
     """Write all that the report says of a run, to nobody: an error is a reason to leave it out."""
     alone = {BASELINE: {0: run}}
-    facts(alone), table_row(alone, BASELINE)
+    facts(alone), table_row(alone, BASELINE), run_row("", BASELINE, run)
     for split in run.right:
         gain(alone, BASELINE, BASELINE, split, "seconds")
     if not any(samples_in_words(run)):

@@ -18,24 +18,23 @@ def read(path) -> str:
     return path.read_text().replace("−", "-")
 
 
-def own_rate_runs() -> dict[str, dict[int, dict[str, float]]]:
-    """setting and rate -> seed -> its row in numbers, of the seeds that are reported."""
-    found = {}
+def own_rate_runs() -> dict[str, dict[tuple[str, str], dict[str, dict[str, float]]]]:
+    """pair -> setting and rate -> seed -> what it reached, for the seeds that are reported."""
+    found: dict = {}
     for row in csv.DictReader((RESULTS / "own-rate" / "runs.csv").open()):
-        numbers = {name: float(value) for name, value in row.items() if name != "setting"}
-        if numbers["seed"] < 100:
-            name = f"{row['setting']} at {row['lr']}"
-            found.setdefault(name, {})[int(row["seed"])] = numbers
+        if int(row["seed"]) < 100:
+            seeds = found.setdefault(row["pair"], {}).setdefault((row["setting"], row["lr"]), {})
+            seeds[row["seed"]] = {k: float(v) for k, v in row.items() if k.endswith("after")}
     return found
 
 
 def own_rate_differences() -> list[Interval]:
-    """Of every two settings, in pass@1 and in greedy accuracy on the test set."""
-    runs = own_rate_runs()
+    """Of every two settings of a pair, in pass@1 and in greedy accuracy."""
     return [
         t_interval([runs[one][seed][name] - runs[other][seed][name] for seed in runs[one]])
+        for runs in own_rate_runs().values()
         for one, other in itertools.permutations(runs, 2)
-        for name in ("test pass@1 after", "test greedy after")
+        for name in ("train pass@1 after", "test pass@1 after", "test greedy after")
     ]
 
 
@@ -98,7 +97,7 @@ def test_every_pass_at_1_that_is_quoted_was_measured():
     tables = [*RESULTS.rglob("table.csv"), *RESULTS.glob("probe/*.md")]
     text = "\n".join(read(path) for path in tables)
     known = set(re.findall(r"\d\.\d{3}\b", text))
-    for runs in own_rate_runs().values():
+    for runs in [seeds for pair in own_rate_runs().values() for seeds in pair.values()]:
         values = [row["test pass@1 after"] for row in runs.values()]
         known.add(f"{sum(values) / len(values):.3f}")
     for page in QUOTING[:2]:

@@ -246,6 +246,11 @@ def test_the_report_of_a_few_runs(finished_run, tmp_path):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert rows[2]["test pass@1"] == f"{summary['test_pass@1_after']:.3f}"
     assert rows[2]["gain, test, equal rounds"] == "+0.000 (one seed)"
+    with open(tmp_path / "out" / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["setting"] for row in rows] == ["32x1", "32x1", "32x8"]
+    for name in ("test pass@1 after", "test greedy after"):
+        assert rows[0][name] == f"{summary[name.replace(' ', '_')]:.3f}"
     figures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert figures == ["model-set-baseline.png", "model-set-rollouts.png"]
     assert all(f"]({name})" in page for name in figures)
