@@ -132,14 +132,6 @@ def with_error(value: float, se: float) -> str:
     return f"{value:.3f}{plus_minus(se)}"
 
 
-def between_query_std(right: np.ndarray) -> float:
-    """The std of the success rate between queries, from right [queries, samples], without the
-    noise of sampling."""
-    rates = right.mean(axis=1)
-    sampling_variance = (rates * (1 - rates) / (right.shape[1] - 1)).mean()
-    return max(0.0, rates.var(ddof=1) - sampling_variance) ** 0.5
-
-
 # --- sampling and grading -------------------------------------------------------------------------
 
 
@@ -171,6 +163,7 @@ def sample_and_grade(
 # --- what a training run measures -----------------------------------------------------------------
 
 SHOWN = 4  # test queries whose completions are kept
+KL_QUERIES = 64  # test queries on which the KL to the base model is measured
 
 
 def evaluate_run(
@@ -231,7 +224,8 @@ def evaluate_split(
         line[f"pass@{k}"], line[f"pass@{k}_se"] = mean_pass_at_k(right_k, k)
     if is_test and distributed.is_main_process():
         base = state.load_base_model() if state.round else None  # at first it is the policy
-        line["kl"] = kl_to_base(args, state, base, queries[:64], rollouts[:64]) if base else 0.0
+        measured = queries[:KL_QUERIES], rollouts[:KL_QUERIES]
+        line["kl"] = kl_to_base(args, state, base, *measured) if base else 0.0
         line["samples"] = eval_samples(args, state, base, queries, rollouts, right[:, 0])
     line["right"] = right[:, 0].astype(int).tolist()
     return line
