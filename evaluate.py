@@ -132,6 +132,14 @@ def with_error(value: float, se: float) -> str:
     return f"{value:.3f}{plus_minus(se)}"
 
 
+def between_query_std(right: np.ndarray) -> float:
+    """The std of the success rate between queries, from right [queries, samples], without the
+    noise of sampling."""
+    rates = right.mean(axis=1)
+    sampling_variance = (rates * (1 - rates) / (right.shape[1] - 1)).mean()
+    return max(0.0, rates.var(ddof=1) - sampling_variance) ** 0.5
+
+
 # --- sampling and grading -------------------------------------------------------------------------
 
 

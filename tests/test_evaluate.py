@@ -55,6 +55,17 @@ def test_mean_pass_at_k_is_over_queries():
     assert se == pytest.approx(1 / 3)  # the sample's standard deviation is (2/3) / sqrt(2)
 
 
+def test_the_spread_between_queries_has_no_noise_of_sampling():
+    """Queries of success rates 0.2 and 0.8 have a standard deviation of 0.3. The rates of eight
+    samples a query spread more. Equal queries have none."""
+    rng = np.random.default_rng(0)
+    rates = np.tile([0.2, 0.8], 20_000)
+    right = rng.random((len(rates), 8)) < rates[:, None]
+    assert evaluate.between_query_std(right) == pytest.approx(0.3, abs=0.003)
+    assert right.mean(axis=1).std() > 0.32
+    assert evaluate.between_query_std(np.ones((10, 4), dtype=bool)) == 0
+
+
 # --- grading --------------------------------------------------------------------------------------
 
 

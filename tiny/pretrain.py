@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -239,14 +238,6 @@ def pretrain(name: str, out: Path, clean_steps: int, habit_steps: int) -> None:
     print(f"{name}: {time.time() - start:.0f} s, saved in {out}")
 
 
-def between_query_std(right: np.ndarray) -> float:
-    """The std of the success rate between queries, from right [queries, samples], without the
-    noise of sampling."""
-    rates = right.mean(axis=1)
-    sampling_variance = (rates * (1 - rates) / (right.shape[1] - 1)).mean()
-    return max(0.0, rates.var(ddof=1) - sampling_variance) ** 0.5
-
-
 def measure(path: Path) -> None:
     """Print a model's rows of the table in tiny/README.md: what it can do before reinforcement."""
     model, tokenizer = models.load(str(path))
@@ -263,7 +254,7 @@ def measure(path: Path) -> None:
             in_format.mean(),
             right.any(axis=1).mean(),
             greedy.mean(),
-            between_query_std(right),
+            evaluate.between_query_std(right),
         ]
         columns = [str(path), f"tiny-{problem_set}", *(f"{value:.3f}" for value in values)]
         print(f"| {' | '.join(columns)} |")
