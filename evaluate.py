@@ -344,7 +344,8 @@ def main() -> None:
     flag("--temperature", type=flags.within(0.01, 100.0), default=1.0,
          help="greedy is always shown too")
     flag("--max-new-tokens", type=count,
-         help="bound on a completion (default: 64, or 1024 if --model is not tiny)")
+         help="bound on a completion (default: {}, or {} if --model is not tiny)"
+              .format(*models.NEW_TOKENS))
     flag("--cache-tokens", type=count, help="bound on the sampler's memory, in cached tokens")
     flag("--seed", type=flags.at_least(0), default=0)
     flag("--out", type=flags.path,
@@ -369,7 +370,7 @@ def compare(args: Namespace) -> None:
         open(args.out, "a").close()  # fail now, not after the sampling
 
     rates = {}
-    longest = args.max_new_tokens or (64 if models.is_tiny(args.model) else 1024)
+    longest = args.max_new_tokens or models.NEW_TOKENS[0 if models.is_tiny(args.model) else 1]
     sampling = {"max_new_tokens": longest, "cache_tokens": args.cache_tokens, "score": score}
     for number, name in enumerate(names):
         right, in_format, rollouts = sample_and_grade(

@@ -41,8 +41,8 @@ from infra.train_state import TrainState
 
 ROOT = Path(__file__).parent
 DEFAULTS = {  # (a tiny model, any other); the others are the paper's, but rounds and micro_tokens
-    "rounds": (120, 1000), "max_new_tokens": (64, 1024), "lr": (1e-4, 1e-6), "kl": (0.0, 0.001),
-    "eval_every": (40, 100), "micro_tokens": (2048, 8192),
+    "rounds": (120, 1000), "max_new_tokens": models.NEW_TOKENS, "lr": (1e-4, 1e-6),
+    "kl": (0.0, 0.001), "eval_every": (40, 100), "micro_tokens": (2048, 8192),
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-ROOT = Path(__file__).parent.parent
+from infra.run_folder import ROOT
+
 CACHE_SHARE = 0.4  # of what weights and optimizer leave of a GPU; the update needs the rest
 OPTIMIZER_BYTES = 16  # still to come for each weight: gradient, two moments, a copy, in float32
 UNKNOWN = 4 * 2**30  # bytes that are assumed free where the system does not tell

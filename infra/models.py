@@ -20,6 +20,7 @@ from infra.rows import TINY
 
 TINY_MODELS = ("tiny-qwen2", "tiny-llama", "tiny-olmo2")
 TINY_BYTES = 20e6  # a folder with less than this of weights counts as tiny
+NEW_TOKENS = 64, 1024  # bound on a completion: of a tiny model, and of any other
 FEW_PARAMETERS = 5_000_000  # below it one CPU thread is the default
 # Code that comes with a model is never run, and nobody is asked whether it may.
 OPTIONS = {"dtype": torch.float32, "attn_implementation": "sdpa", "trust_remote_code": False}

@@ -123,11 +123,14 @@ def table_row(runs: Runs, setting: str) -> dict[str, object]:
 
 def run_row(pair: str, setting: str, run: Run) -> dict[str, object]:
     """The line of one run in runs.csv, from which any two settings can be compared."""
-    facts = {"pair": pair, "setting": setting, "lr": run.config["lr"], "seed": run.config["seed"]}
-    facts |= {name: run.summary[name] for name in ("rounds", "rollouts")}
     measured = ("train_pass@1_after", "test_pass@1_after", "test_greedy_after")
-    shown = {name.replace("_", " "): f"{run.summary[name]:.3f}" for name in measured}
-    return facts | shown
+    return {
+        "pair": pair,
+        "setting": setting,
+        **{name: run.config[name] for name in ("lr", "seed")},
+        **{name: run.summary[name] for name in ("rounds", "rollouts")},
+        **{name.replace("_", " "): f"{run.summary[name]:.3f}" for name in measured},
+    }
 
 
 def pass_at_k_key(summary: dict) -> str | None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -222,19 +223,21 @@ def test_the_samples_have_logprobs_under_both_policies(finished_run):
 
 
 def test_the_script(checkpoint, tmp_path):
-    out, model, other = tmp_path / "lines.jsonl", checkpoint("qwen2"), checkpoint("llama")
+    out, model, other = tmp_path / "lines.jsonl", checkpoint("qwen2"), tmp_path / "copy"
+    shutil.copytree(model, other)
     out.write_text("of an earlier call\n")
     command = [sys.executable, ROOT / "evaluate.py", "--model", model, "--against", other]
     command += ["--queries", "6", "--samples", "4", "--max-new-tokens", "8", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for word in ("pass@1", "pass@4", "greedy", "level", "cut at 8", "over 6 queries"):
+    for word in ("pass@1", "pass@4", "greedy", "level", "cut at 8", "paired over 6 queries"):
         assert word in done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 12
     for line in lines:
         assert len(line["right"]) == 4
         assert set(line["right"]) <= {0, 1}
+    assert lines[0]["right"] == lines[6]["right"]  # the same weights and seed
     assert [line["model"] for line in lines] == [str(model)] * 6 + [str(other)] * 6
     same = subprocess.run([*command, "--against", model], capture_output=True, text=True)
     assert same.returncode == 1 and same.stderr.endswith("is --model itself\n")
