@@ -33,7 +33,7 @@ import reward
 import rollout
 from infra import distributed, flags, memory, models
 from infra.curve import plus_minus
-from infra.intervals import standard_error
+from infra.intervals import standard_error, t_interval
 from infra.reward_file import RewardFile
 from infra.seeding import Purpose, seed_for
 from infra.train_state import TrainState
@@ -397,8 +397,8 @@ def compare(args: Namespace) -> None:
     if args.out:
         print(f"\na JSON line per query: {Path(args.out)}")
     if args.against:
-        value, se = mean_and_se(rates[args.model] - rates[args.against])
-        interval = f"[{value - 1.96 * se:+.3f}, {value + 1.96 * se:+.3f}]"
+        value, half = t_interval(rates[args.model] - rates[args.against])
+        interval = f"[{value - half:+.3f}, {value + half:+.3f}]"
         print(
             f"\n{args.model} - {args.against}: pass@1 {value:+.3f}, 95 % interval "
             f"{interval if len(queries) > 1 else 'unknown'}, paired over {len(queries)} queries"
